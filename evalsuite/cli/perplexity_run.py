@@ -1,0 +1,136 @@
+"""What `ppl` does once its flags are a spec: the run, its tables, its picture and the comparison."""
+
+from pathlib import Path
+from typing import Any
+
+from evalsuite.cli.show import Screen
+from evalsuite.core.errors import NotComparable, UsageError
+from evalsuite.core.record import CompareResult, PerplexityResult, Record
+from evalsuite.core.spec import PerplexitySpec
+from evalsuite.measure.perplexity import running_perplexity
+from evalsuite.report.perplexity import compare_table, prefix_table, segment_table, summary_table
+from evalsuite.report.plots import convergence
+from evalsuite.run import Finished, run_compare, run_perplexity
+from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows
+
+HOW_TO_RUN_THE_CARD = (
+    "This is the built-in model on the built-in text. To score a model of your own on WikiText-2 under the "
+    "same protocol: hlwq-eval ppl MODEL"
+)
+
+
+def measure(
+    screen: Screen,
+    spec: PerplexitySpec,
+    results: Path,
+    *,
+    baseline: str | None,
+    inherit: list[str],
+    mode: ResumeMode,
+) -> None:
+    """Run, show and, with a baseline, compare.
+
+    Args:
+        baseline: a model, which is scored first under the same protocol, or a finished run, whose text and
+            protocol are taken over.
+        inherit: fields of the spec that the user left open.
+    """
+    store = RunStore(results)
+    base: Finished | None = None
+    if baseline is not None:
+        if store.is_run(baseline):
+            path = store.find(baseline)
+            base = Finished(path, load_record(path))
+            spec = _take_over(spec, base.record, inherit)
+            _refuse_unlike(spec, base.record)
+        else:
+            base = _run(screen, store, spec.model_copy(update={"model": baseline}), mode, "baseline")
+    candidate = _run(screen, store, spec, mode, "candidate" if base else "")
+    compared: Finished | None = None
+    if base is not None:
+        with screen.progress() as progress:
+            compared = run_compare(base.path, candidate.path, store, progress, spec.device)
+        assert isinstance(compared.record.results, CompareResult)
+        screen.table(compare_table(compared.record.results))
+    _picture(screen, candidate, base)
+    if spec.model == "demo" and base is None:
+        screen.note(HOW_TO_RUN_THE_CARD)
+    screen.document(_document(candidate, compared))
+
+
+def _run(screen: Screen, store: RunStore, spec: PerplexitySpec, mode: ResumeMode, role: str) -> Finished:
+    if role:
+        screen.note(f"{role}: {spec.model}")
+    with screen.progress() as progress:
+        finished = run_perplexity(spec, store, progress, mode)
+    result = finished.record.results
+    assert isinstance(result, PerplexityResult)
+    for warning in finished.record.warnings:
+        screen.warn(warning)
+    screen.table(summary_table(finished.record, result))
+    if len(result.prefixes) > 1:
+        screen.table(prefix_table(result))
+        screen.table(segment_table(result))
+    screen.note(f"record: {finished.path}")
+    return finished
+
+
+def _take_over(spec: PerplexitySpec, baseline: Record, inherit: list[str]) -> PerplexitySpec:
+    """What the user left open comes from the baseline's own spec."""
+    if baseline.kind != "ppl":
+        raise UsageError(f"{baseline.run_id} is no perplexity run.", todo="give a run of `hlwq-eval ppl`.")
+    theirs = PerplexitySpec.model_validate(baseline.spec)
+    return spec.model_copy(update={key: getattr(theirs, key) for key in inherit})
+
+
+def _refuse_unlike(spec: PerplexitySpec, baseline: Record) -> None:
+    """What the comparison would refuse after hours of scoring, as far as flags tell."""
+    result = baseline.results
+    assert isinstance(result, PerplexityResult)
+    theirs = PerplexitySpec.model_validate(baseline.spec)
+    different: list[str] = []
+    if spec.protocol.model_dump(exclude={"name"}) != theirs.protocol.model_dump(exclude={"name"}):
+        different.append(f"protocol: {theirs.protocol.describe()} against {spec.protocol.describe()}")
+    elif min(spec.limit or result.windows_available, result.windows_available) != result.windows:
+        different.append(f"windows: {result.windows:,} against {spec.limit or result.windows_available:,}")
+    if different:
+        raise NotComparable(
+            f"{spec.model} cannot be compared with {baseline.run_id}.",
+            cause="they would differ in " + "; ".join(different) + ".",
+            todo="leave out --protocol, --context, --stride and --limit to take over the baseline's.",
+        )
+
+
+def _picture(screen: Screen, candidate: Finished, baseline: Finished | None) -> None:
+    runs = [run for run in (candidate, baseline) if run is not None]
+    alike = len({_label(run.record) for run in runs}) < len(runs)
+    curves: dict[str, Any] = {
+        _label(run.record) + (f", {run.path.name}" if alike else ""): running_perplexity(
+            load_windows(run.path)
+        )
+        for run in runs
+    }
+    record = candidate.record
+    assert record.text is not None
+    assert record.protocol is not None
+    paths = convergence(
+        curves,
+        f"Perplexity on {record.text.corpus}",
+        f"{record.protocol.describe()}. Bands: 95 % interval over windows; they hold the text's variation, "
+        "which both models share." if baseline else
+        f"{record.protocol.describe()}. Band: 95 % interval over windows.",
+        candidate.path / "convergence",
+    )  # fmt: skip
+    screen.note(f"picture: {paths[0]} (and {paths[1].suffix[1:]})")
+
+
+def _label(record: Record) -> str:
+    assert record.model is not None
+    return f"{record.model.name}, {record.model.stored}, {record.model.dtype}"
+
+
+def _document(candidate: Finished, compared: Finished | None) -> dict[str, Any]:
+    document: dict[str, Any] = {"path": str(candidate.path), **candidate.record.model_dump(mode="json")}
+    if compared is not None:
+        document["comparison"] = compared.record.model_dump(mode="json")
+    return document

@@ -1,0 +1,154 @@
+"""`hlwq-eval ppl`: sliding-window perplexity."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from evalsuite.cli.app import app
+from evalsuite.cli.show import Screen
+from evalsuite.core.errors import UsageError
+from evalsuite.core.protocol import PROTOCOLS, protocol
+from evalsuite.core.spec import PerplexitySpec
+
+CARD_WINDOWS = 1155
+DEMO = "demo"
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    torch = "torch"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command()
+def ppl(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Hub id, local folder, GGUF file, smollm2, or demo (the built-in model)."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="auto takes torch.")] = Engine.auto,
+    protocol_name: Annotated[
+        str, typer.Option("--protocol", help=f"One of {', '.join(PROTOCOLS)}.")
+    ] = "card-1155",
+    context: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between window starts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many windows.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="wikitext-2, builtin, or a text file; wikitext-2 unless demo takes part"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder, file or hub id, if not the model's.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="A model or a finished run to compare with, paired by window.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
+    batch_size: Annotated[str, typer.Option(help="Windows a forward pass, or auto.")] = "auto",
+    gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use.")] = None,
+    keep_hidden: Annotated[
+        bool,
+        typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--fresh", help="Insist on resuming, or start anew; else resume if possible"),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the window arithmetic; load no model.")
+    ] = False,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="With --explain: windows that a card states.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --explain: scored tokens that a card states.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Perplexity of MODEL on a text, with an interval, a record and a picture.
+
+    With no MODEL, the built-in model is scored on the built-in text: no GPU, no network, under two minutes.
+    """
+    screen = Screen(as_json)
+    if (windows is None) != (tokens is None) or (windows is not None and not explain):
+        raise UsageError(
+            "--windows and --tokens go together, with --explain.",
+            todo="hlwq-eval ppl --explain --windows 1155 --tokens 295680",
+        )
+    if explain:
+        from evalsuite.cli.explain import explain_protocols
+
+        chosen = protocol(protocol_name).override(context, stride)
+        explain_protocols(screen, model, tokenizer, corpus, chosen, windows, tokens)
+        return
+    from evalsuite.cli.perplexity_run import measure
+
+    spec = PerplexitySpec(
+        model=model or DEMO,
+        engine=engine.value,
+        corpus=corpus or default_corpus(model, baseline),
+        protocol=protocol(protocol_name).override(context, stride),
+        limit=limit,
+        tokenizer=tokenizer,
+        dtype=dtype.value,
+        device=_device(gpus),
+        batch_size=_batch_size(batch_size),
+        trust_remote_code=trust_remote_code,
+        keep_hidden=keep_hidden or baseline is not None,
+    )
+    given = {"corpus": corpus, "limit": limit, "tokenizer": tokenizer}
+    chosen_protocol = (protocol_name, context, stride) != ("card-1155", None, None)
+    spec = with_default_limit(spec, chosen_protocol)
+    measure(
+        screen,
+        spec,
+        results,
+        baseline=baseline,
+        inherit=[key for key, value in given.items() if value is None]
+        + ([] if chosen_protocol else ["protocol"]),
+        mode="auto" if resume is None else "resume" if resume else "fresh",
+    )
+
+
+def default_corpus(model: str | None, baseline: str | None) -> str:
+    """The built-in text where the built-in model takes part, else WikiText-2."""
+    return "builtin" if DEMO in (model or DEMO, baseline) else "wikitext-2"
+
+
+def with_default_limit(spec: PerplexitySpec, chosen_protocol: bool) -> PerplexitySpec:
+    """The built-in text is longer than the card's: by default as many windows as the card has."""
+    if spec.corpus == "builtin" and spec.limit is None and not chosen_protocol:
+        return spec.model_copy(update={"limit": CARD_WINDOWS})
+    return spec
+
+
+def _device(gpus: str | None) -> str:
+    if gpus is None:
+        return "auto"
+    if not (gpus.isascii() and gpus.isdigit()):
+        raise UsageError(
+            f"--gpus {gpus} is not the index of one GPU.",
+            cause="perplexity through the torch engine runs on one device.",
+            todo="give one index, such as --gpus 0.",
+        )
+    return f"cuda:{gpus}"
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise UsageError(f"--batch-size {text} is neither auto nor a positive number.", todo="try auto.")
+    return int(text)

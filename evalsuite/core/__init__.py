@@ -1,0 +1,1 @@
+"""Values and arithmetic that every layer shares: no input or output, no torch."""

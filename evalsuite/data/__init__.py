@@ -1,0 +1,1 @@
+"""Texts, windows over them, and where models and tokenizers lie on disk."""

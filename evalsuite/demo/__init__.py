@@ -1,0 +1,1 @@
+"""The built-in model: weights and tokenizer, made by `experiments/demo_model`."""

@@ -1,0 +1,1 @@
+"""What turns windows into log-probabilities. Only concrete engines import torch."""

@@ -1,0 +1,250 @@
+"""The torch engine: transformers models scored window by window, on any CPU or GPU.
+
+One forward pass of the decoder without a KV cache; the hidden states are cut to the scored positions before
+the head, and the head runs in chunks (engines/head.py).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evalsuite.core.errors import MeasurementError, NonFiniteScore
+from evalsuite.core.record import ModelFacts, Telemetry
+from evalsuite.data.models import Checkpoint
+from evalsuite.data.windows import TokenWindow
+from evalsuite.engines.base import WindowScore
+from evalsuite.engines.head import Head, divergence_of, nats_of
+from evalsuite.engines.loading import load_model, out_of_memory, quiet_transformers, resolve_compute
+from evalsuite.telemetry.machine import read_machine
+from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
+
+CPU_PASS_TOKENS = 3072  # a pass a core; larger ones only leave the core's caches
+GPU_BATCH_TOKENS = 1 << 17  # a Hopper GPU gains nothing beyond
+MEMORY_SHARE = 0.8  # of the free memory that a batch may take
+
+
+class TorchScorer:
+    """A `Scorer` over transformers. Greedy about nothing: it only reads log-probabilities."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        keep_hidden: bool = False,
+    ) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError, MissingDependency, OutOfMemory: as `load_model`.
+            MeasurementError: the architecture's head is not a plain projection.
+        """
+        began = time.monotonic()
+        self._device, self._dtype = resolve_compute(device, dtype)
+        if self._device.type == "cuda":
+            torch.cuda.init()  # its statistics do not exist before
+            torch.cuda.reset_peak_memory_stats(self._device)
+        loaded = load_model(checkpoint, self._device, self._dtype, trust_remote_code=trust_remote_code)
+        self._model = loaded.model
+        self._decoder = loaded.model.get_decoder()
+        self._head = _head_of(loaded.model)
+        self._keep_hidden = keep_hidden
+        self._threads = torch_threads()
+        self._workers = _single_threaded_workers(self._threads) if self._device.type == "cpu" else None
+        with quiet_transformers():  # notes about optional kernels come with the first pass
+            self._check_head(checkpoint.name)
+        self.facts = self._read_facts(checkpoint, loaded.stored, loaded.engaged, loaded.warnings)
+        self.load_s = time.monotonic() - began
+
+    def _read_facts(
+        self, checkpoint: Checkpoint, stored: str, engaged: dict[str, Any], warnings: tuple[str, ...]
+    ) -> ModelFacts:
+        config: Any = self._model.config.get_text_config()
+        dtype = str(self._dtype).removeprefix("torch.")
+        if self._device.type == "cuda":
+            device_name = torch.cuda.get_device_name(self._device)
+        else:
+            device_name = read_machine().cpu
+            engaged = engaged | {"cpu_threads": self._threads}
+        return ModelFacts(
+            name=checkpoint.name,
+            architecture=type(self._model).__name__,
+            parameters=sum(p.numel() for p in self._model.parameters()),
+            vocabulary=self._head.vocabulary,
+            max_context=getattr(config, "max_position_embeddings", None),
+            fingerprint=checkpoint.fingerprint(),
+            stored=stored,
+            stored_bytes=sum(path.stat().st_size for path in checkpoint.weight_files()),
+            computed=f"{dtype} on {self._device.type}",
+            dtype=dtype,
+            device=str(self._device),
+            device_name=device_name,
+            engaged=engaged | {"attention": getattr(config, "_attn_implementation", None)},
+            warnings=warnings,
+        )
+
+    @torch.inference_mode()
+    def _check_head(self, name: str) -> None:
+        """Scaled, shared or multi-part heads would be scored wrongly in silence: compare with the model."""
+        ids = torch.arange(min(16, self._head.vocabulary), device=self._device)[None]
+        with out_of_memory(f"A first forward pass of {name}"):
+            expected = self._model(ids, use_cache=False).logits[0].float().log_softmax(-1)
+            hidden = self._decoder(ids, use_cache=False).last_hidden_state[0]
+        logits = [self._head.logits(hidden, *chunk) for chunk in self._head.chunks(len(hidden))]
+        found = torch.cat(logits, dim=1).log_softmax(-1)
+        usable = expected.isfinite().all(-1)  # NaN weights are no fault of the head: scoring names the token
+        if not usable.any():
+            return
+        found, expected = found[usable], expected[usable]
+        allowed = 1e-3 + 8 * torch.finfo(self._dtype).eps * float(expected.abs().max())
+        if not torch.allclose(found, expected, rtol=0, atol=allowed):
+            raise MeasurementError(
+                f"The head of {name} ({type(self._model).__name__}) is more than a projection of the last "
+                "hidden state.",
+                cause=f"log-probabilities differ by up to {float((found - expected).abs().max()):.3g} nats "
+                "from the model's own.",
+                todo="this architecture needs its own head in engines/head.py; please report it.",
+            )
+
+    def largest_batch(self, window: TokenWindow) -> int:
+        """Windows a batch: what memory allows by two trial passes, and no more than saturates the device."""
+        length = len(window.ids)
+        if self._device.type == "cpu":
+            return self._threads * max(1, CPU_PASS_TOKENS // length)
+        most = max(1, GPU_BATCH_TOKENS // length)
+        self.score([window])
+        torch.cuda.synchronize(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self.score([window])
+        one = max(1, torch.cuda.max_memory_allocated(self._device) - before)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        free += torch.cuda.memory_reserved(self._device) - before
+        return int(min(most, max(1, MEMORY_SHARE * free // one)))
+
+    def score(self, windows: Sequence[TokenWindow]) -> list[WindowScore]:
+        with out_of_memory(f"A batch of {len(windows)} windows"):
+            passes = list(self._passes(windows))
+            if self._workers is None or len(passes) == 1:
+                parts = map(self._score_equal, passes)
+            else:
+                parts = self._workers.map(self._score_equal, passes)
+            return [score for part in parts for score in part]
+
+    def _passes(self, windows: Sequence[TokenWindow]) -> Iterator[Sequence[TokenWindow]]:
+        """Runs of windows of one length, so that nothing is padded; on a CPU, one run a thread."""
+        for length, group in groupby(windows, key=lambda w: len(w.ids)):
+            run = list(group)
+            size = len(run)
+            if self._device.type == "cpu":
+                size = min(max(1, CPU_PASS_TOKENS // length), -(-size // self._threads))
+            yield from (run[start : start + size] for start in range(0, len(run), size))
+
+    @torch.inference_mode()
+    def _score_equal(self, windows: Sequence[TokenWindow]) -> list[WindowScore]:
+        """One forward pass over windows of one length."""
+        ids = torch.from_numpy(np.stack([w.ids for w in windows])).to(self._device)
+        states = self._decoder(ids, use_cache=False).last_hidden_state
+        # the state at position i predicts token i + 1
+        hidden = torch.cat([states[row, w.offset - 1 : -1] for row, w in enumerate(windows)])
+        targets = torch.cat([ids[row, w.offset :] for row, w in enumerate(windows)])
+        del states
+        nats = nats_of(hidden, targets, self._head).cpu().double().numpy()
+        kept = hidden.to(torch.bfloat16).cpu().view(torch.uint16).numpy() if self._keep_hidden else None
+        scores: list[WindowScore] = []
+        end = 0
+        for w in windows:
+            begin, end = end, end + w.scored
+            _refuse_non_finite(nats[begin:end], w)
+            scores.append(WindowScore(w.index, nats[begin:end], None if kept is None else kept[begin:end]))
+        return scores
+
+    def save_head(self, path: Path) -> None:
+        self._head.save(path)
+
+    def memory(self) -> Telemetry:
+        if self._device.type == "cpu":
+            reason = "scored on the CPU"
+            return Telemetry(rss_peak_bytes=rss_peak_bytes(), absent={"gpu": reason})
+        return Telemetry(
+            rss_peak_bytes=rss_peak_bytes(),
+            gpu_allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device),
+            gpu_reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device),
+            gpu_device_used_bytes=gpu_device_used_bytes(self._device.index or 0),
+        )
+
+    def close(self) -> None:
+        if self._workers is not None:
+            self._workers.shutdown(cancel_futures=True)
+        del self._model, self._decoder, self._head
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def torch_threads() -> int:
+    """Threads that torch uses on the CPU; rounding depends on how a batch is shared among them."""
+    return torch.get_num_threads()
+
+
+def _single_threaded_workers(count: int) -> ThreadPoolExecutor:
+    """Passes side by side, each on one core.
+
+    Splitting every operation over all cores instead makes them wait for one another thousands of times a
+    pass: slower on an idle machine, and many times slower where anything else wants a core.
+    """
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def _head_of(model: Any) -> Head:
+    projection = model.get_output_embeddings()
+    if projection is None:
+        raise MeasurementError(f"{type(model).__name__} has no output head.", todo="give a language model.")
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return Head(projection.weight, getattr(projection, "bias", None), softcap)
+
+
+def _refuse_non_finite(nats: np.ndarray[Any, Any], window: TokenWindow) -> None:
+    wrong = np.flatnonzero(~np.isfinite(nats))
+    if len(wrong):
+        place = window.offset + int(wrong[0])
+        raise NonFiniteScore(
+            f"Window {window.index}, token {place} (id {int(window.ids[place])}) has log-probability "
+            f"{-float(nats[wrong[0]])}.",
+            cause="damaged weights, or a type whose range the activations leave (float16 often does).",
+            todo="try --dtype float32; if it stays, the checkpoint is broken. Nothing was skipped.",
+        )
+
+
+def divergences(
+    baseline: Path, candidate: Path, device: str = "auto", rows: int = 4096
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """KL divergence in nats and top-1 agreement of two finished runs that kept their hidden states.
+
+    Args:
+        baseline, candidate: run folders with ``hidden.npy`` and ``head.safetensors``.
+
+    Returns:
+        float64 [tokens] and bool [tokens], in text order.
+    """
+    place, _ = resolve_compute(device, "float32")
+    heads = [Head.load(folder / "head.safetensors", str(place)) for folder in (baseline, candidate)]
+    states = [np.load(folder / "hidden.npy", mmap_mode="r") for folder in (baseline, candidate)]
+
+    def rows_of(which: int, start: int) -> torch.Tensor:
+        block = torch.from_numpy(np.array(states[which][start : start + rows]))
+        return block.view(torch.bfloat16).to(place)
+
+    parts = [
+        divergence_of((rows_of(0, i), heads[0]), (rows_of(1, i), heads[1]))
+        for i in range(0, len(states[0]), rows)
+    ]
+    kl = torch.cat([part[0] for part in parts]).cpu().double().numpy()
+    return kl, torch.cat([part[1] for part in parts]).cpu().numpy()

@@ -1,0 +1,261 @@
+"""From a spec to a finished run: the one place that knows every layer below it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evalsuite.core.errors import StorageError, UsageError
+from evalsuite.core.protocol import WindowProtocol
+from evalsuite.core.record import Record, Status, TextFacts, status_of
+from evalsuite.core.spec import CompareSpec, PerplexitySpec, spec_hash
+from evalsuite.core.units import si_bytes
+from evalsuite.data.corpora import Corpus, load_corpus, sha256_text
+from evalsuite.data.models import Checkpoint, find_checkpoint
+from evalsuite.data.tokens import TokenStream, tokenise
+from evalsuite.data.windows import Window, count_windows, plan_windows
+from evalsuite.engines.base import Scorer
+from evalsuite.engines.tokenizer import LoadedTokenizer, load_tokenizer
+from evalsuite.measure.divergence import compare, require_comparable
+from evalsuite.measure.perplexity import Progress, score_windows, summarise
+from evalsuite.store.folder import RunFolder
+from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows, utc_now
+from evalsuite.telemetry.machine import package_version, read_machine
+from evalsuite.telemetry.probes import free_disk_bytes
+
+DEMO_WARNING = "the built-in model: a small mixture of experts that shows how the suite works"
+HIDDEN_AND_HEAD = ("hidden.npy", "head.safetensors")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run in the store."""
+
+    path: Path
+    record: Record
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus under a protocol and a tokenizer: everything about a run but the model's weights."""
+
+    facts: TextFacts
+    stream: TokenStream
+    windows: list[Window]
+    available: int
+
+
+def prepare_text(corpus: Corpus, tokenizer: LoadedTokenizer, spec: PerplexitySpec) -> Text:
+    """Tokenise and cut.
+
+    Raises:
+        UsageError: the text is shorter than one window.
+    """
+    text = corpus.text(spec.protocol.join)
+    stream = tokenise(tokenizer.tokenizer, text, spec.protocol.bos)
+    facts = TextFacts(
+        corpus=corpus.name,
+        source=corpus.source,
+        sha256=sha256_text(text),
+        utf8_bytes=int(stream.bytes.sum()),
+        tokens=len(stream),
+        tokenizer=tokenizer.name,
+        tokenizer_sha256=tokenizer.sha256,
+    )
+    windows = plan_windows(len(stream), spec.protocol, spec.limit)
+    return Text(facts, stream, windows, count_windows(len(stream), spec.protocol))
+
+
+def run_perplexity(
+    spec: PerplexitySpec, store: RunStore, progress: Progress, mode: ResumeMode = "auto"
+) -> Finished:
+    """Score a model on a text, resuming an unfinished run of the same spec.
+
+    Whatever ends it early leaves a folder that the same call resumes; the reason is in its record.
+
+    Raises:
+        EvalError: see core/errors.py; nothing loads before the request is known to make sense.
+    """
+    progress.phase("reading the text")
+    corpus = load_corpus(spec.corpus)
+    _check_device(spec)
+    progress.phase("finding the model")
+    checkpoint = find_checkpoint(spec.model)
+    _check_context(checkpoint.name, _config_value(checkpoint, "max_position_embeddings"), spec.protocol)
+    tokenizer = load_tokenizer(spec.tokenizer, checkpoint)
+    _check_vocabulary(tokenizer, _config_value(checkpoint, "vocab_size"), checkpoint.name)
+    progress.phase("cutting the text into windows")
+    text = prepare_text(corpus, tokenizer, spec)
+    _check_disk(spec, checkpoint, text, store.root)
+
+    from evalsuite.engines.torch import (
+        TorchScorer,
+        resolve_compute,
+        torch_threads,
+    )  # torch takes seconds to import
+
+    device, dtype = resolve_compute(spec.device, spec.dtype)
+    identity: dict[str, Any] = {
+        "spec": spec.model_dump(mode="json"),
+        "weights": checkpoint.fingerprint(),
+        "text": text.facts.sha256,
+        "tokenizer": tokenizer.sha256,
+        "scored_tokens": sum(w.scored for w in text.windows),
+        "dtype": str(dtype),
+        "device": device.type,
+        "cpu_threads": torch_threads(),
+        "torch": package_version("torch"),
+        "transformers": package_version("transformers"),
+    }
+    folder = store.begin(spec.kind, checkpoint.slug, spec_hash(spec), identity, mode)
+    scorer: Scorer | None = None
+    try:
+        progress.phase(f"loading {checkpoint.name}")
+        scorer = TorchScorer(
+            checkpoint,
+            device=spec.device,
+            dtype=spec.dtype,
+            trust_remote_code=spec.trust_remote_code,
+            keep_hidden=spec.keep_hidden,
+        )
+        _check_context(checkpoint.name, scorer.facts.max_context, spec.protocol)
+        _check_vocabulary(tokenizer, scorer.facts.vocabulary, checkpoint.name)
+        batch = None if spec.batch_size == "auto" else spec.batch_size
+        scoring = score_windows(scorer, text.stream, text.windows, folder, batch, progress)
+        if spec.keep_hidden:
+            scorer.save_head(folder.path / "head.safetensors")
+        results = summarise(
+            pd.DataFrame(folder.rows), available=text.available, load_s=scorer.load_s, scoring=scoring
+        )
+        record = _record(folder, spec, "ok", scorer, text).model_copy(
+            update={"results": results, "telemetry": scorer.memory()}
+        )
+        record = record.model_copy(update={"warnings": record.warnings + scoring.warnings})
+        return Finished(folder.finish(record), record)
+    except BaseException as error:
+        folder.leave_unfinished(_record(folder, spec, status_of(error), scorer, text), error)
+        raise
+    finally:
+        if scorer is not None:
+            scorer.close()
+
+
+def run_compare(
+    baseline: Path, candidate: Path, store: RunStore, progress: Progress, device: str = "auto"
+) -> Finished:
+    """Compare two finished perplexity runs and keep the result beside the candidate's.
+
+    Raises:
+        NotComparable: they differ in text, tokenizer, protocol or windows.
+    """
+    records = load_record(baseline), load_record(candidate)
+    require_comparable(*records)
+    divergence, absent = None, _no_divergence((baseline, candidate), records)
+    if absent is None:
+        progress.phase("recomputing both sets of logits")
+        from evalsuite.engines.torch import divergences
+
+        divergence = divergences(baseline, candidate, device)
+    frames = load_windows(baseline), load_windows(candidate)
+    result = compare(*records, frames, divergence, absent)
+    spec = CompareSpec(baseline=records[0].run_id, candidate=records[1].run_id)
+    folder = store.begin(
+        spec.kind, candidate.parent.name, spec_hash(spec), {"spec": spec.model_dump()}, "fresh"
+    )
+    record = Record(
+        run_id=folder.run_id,
+        kind=spec.kind,
+        status="ok",
+        started=folder.started,
+        finished=utc_now(),
+        spec=spec.model_dump(),
+        spec_hash=spec_hash(spec),
+        protocol=records[0].protocol,
+        machine=read_machine(),
+        model=records[1].model,
+        text=records[1].text,
+        results=result,
+    )
+    return Finished(folder.finish(record), record)
+
+
+def _no_divergence(folders: tuple[Path, Path], records: tuple[Record, Record]) -> str | None:
+    sizes = [record.model.vocabulary if record.model else 0 for record in records]
+    if sizes[0] != sizes[1]:
+        return f"the models have {sizes[0]:,} and {sizes[1]:,} logits a token"
+    for folder in folders:
+        if missing := [name for name in HIDDEN_AND_HEAD if not (folder / name).is_file()]:
+            return f"{folder.name} kept no {missing[0]}; score it with --keep-hidden"
+    return None
+
+
+def _record(
+    folder: RunFolder, spec: PerplexitySpec, status: Status, scorer: Scorer | None, text: Text
+) -> Record:
+    facts = scorer.facts if scorer else None
+    warnings = facts.warnings if facts else ()
+    if spec.model == "demo":
+        warnings = (DEMO_WARNING, *warnings)
+    return Record(
+        run_id=folder.run_id,
+        kind=spec.kind,
+        status=status,
+        started=folder.started,
+        finished=utc_now(),
+        spec=spec.model_dump(mode="json"),
+        spec_hash=spec_hash(spec),
+        protocol=spec.protocol,
+        machine=read_machine(),
+        model=facts,
+        text=text.facts,
+        engaged=facts.engaged if facts else {},
+        warnings=warnings,
+        files=tuple(name for name in ("windows.parquet", *(HIDDEN_AND_HEAD if spec.keep_hidden else ()))),
+    )
+
+
+def _config_value(checkpoint: Checkpoint, key: str) -> int | None:
+    config = checkpoint.config()
+    return (config.get("text_config") or {}).get(key) or config.get(key)
+
+
+def _check_device(spec: PerplexitySpec) -> None:
+    """A missing GPU is found out before a model is downloaded; torch takes seconds to import."""
+    if spec.device != "auto":
+        from evalsuite.engines.torch import resolve_compute
+
+        resolve_compute(spec.device, spec.dtype)
+
+
+def _check_context(model: str, longest: int | None, protocol: WindowProtocol) -> None:
+    if longest is not None and protocol.context > longest:
+        raise UsageError(
+            f"{model} has a context of {longest:,} tokens, and the protocol asks for {protocol.context:,}.",
+            todo=f"give --context {longest} or less; the result is then another protocol's.",
+        )
+
+
+def _check_vocabulary(tokenizer: LoadedTokenizer, vocabulary: int | None, model: str) -> None:
+    if vocabulary is not None and tokenizer.vocabulary > vocabulary:
+        raise UsageError(
+            f"The tokenizer {tokenizer.name} has {tokenizer.vocabulary:,} tokens and {model} knows "
+            f"{vocabulary:,}.",
+            cause="it belongs to another model.",
+            todo="give the model's own tokenizer, or leave --tokenizer out.",
+        )
+
+
+def _check_disk(spec: PerplexitySpec, checkpoint: Checkpoint, text: Text, root: Path) -> None:
+    if not spec.keep_hidden:
+        return
+    width, vocabulary = _config_value(checkpoint, "hidden_size"), _config_value(checkpoint, "vocab_size")
+    if width is None or vocabulary is None:
+        return
+    needed = 2 * width * (sum(w.scored for w in text.windows) + vocabulary)
+    free = free_disk_bytes(root)
+    if needed > free:
+        raise StorageError(
+            f"The hidden states and the head need {si_bytes(needed)}, and {root} has {si_bytes(free)} free.",
+            todo="make room, choose another --results folder, or compare without a divergence.",
+        )

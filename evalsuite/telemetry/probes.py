@@ -1,0 +1,35 @@
+"""Readings of this process and of the disk. What cannot be read is absent with a reason, never zero."""
+
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+
+def rss_peak_bytes() -> int:
+    """Largest resident set of this process so far, in bytes (getrusage(2))."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def gpu_device_used_bytes(index: int) -> int:
+    """Memory in use on a device by all processes, as NVML reports it, in bytes.
+
+    Raises:
+        pynvml.NVMLError: there is no driver, or no device of that index.
+    """
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).used)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Free space of the file system that holds `path` or its nearest existing parent, in bytes."""
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
