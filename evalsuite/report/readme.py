@@ -1,0 +1,53 @@
+"""The tables inside README.md, written from the records in ``results/`` between two markers.
+
+``python -m evalsuite.report.readme`` renews them; a test fails while they differ from the records.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from evalsuite.core.record import PerplexityResult, Record
+from evalsuite.report.perplexity import runs_table
+from evalsuite.store.runs import RunStore, load_record
+
+MARKED = re.compile(r"(<!-- table: perplexity of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+CARD_WINDOWS = 1155
+
+
+def whole_runs(results: Path, models: list[str]) -> list[Record]:
+    """Finished perplexity runs of these models over the whole text or the card's 1,155 windows.
+
+    Of several runs of one spec on one kind of device, the newest stands for all.
+    """
+    newest: dict[tuple[str, str], Record] = {}
+    for model in models:
+        for path in RunStore(results).finished("ppl", model):
+            record = load_record(path)
+            if (
+                isinstance(record.results, PerplexityResult)
+                and record.model is not None
+                and record.results.windows >= min(CARD_WINDOWS, record.results.windows_available)
+            ):
+                newest.setdefault((record.spec_hash, record.model.device_name), record)
+    return list(newest.values())
+
+
+def render(text: str, results: Path) -> str:
+    """The README with its tables renewed."""
+    return MARKED.sub(
+        lambda m: f"{m[1]}{runs_table(whole_runs(results, m[2].split(', '))).to_markdown()}\n{m[3]}", text
+    )
+
+
+def main() -> None:
+    """Renew README.md in the current folder from ``results/``."""
+    readme = Path("README.md")
+    text = readme.read_text()
+    if MARKED.search(text) is None:
+        sys.exit("README.md has no table markers.")
+    readme.write_text(render(text, Path("results")))
+
+
+if __name__ == "__main__":
+    main()
