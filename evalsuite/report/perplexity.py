@@ -147,7 +147,9 @@ def runs_table(records: Sequence[Record]) -> Table[Record]:
     def text(record: Record) -> str:
         assert record.text is not None
         assert record.protocol is not None
-        return f"{record.text.corpus}, {record.protocol.name}"
+        # the built-in text differs between versions of Python
+        source = f" of {record.text.source.rpartition(' of ')[2]}" if record.text.corpus == "builtin" else ""
+        return f"{record.text.corpus}{source}, {record.protocol.name}"
 
     return Table(
         "Perplexity",
