@@ -28,10 +28,10 @@ from evalsuite.engines.export import export_bf16
 from evalsuite.engines.tokenizer import load_tokenizer
 from evalsuite.measure.perplexity import Progress as ScoringProgress
 from evalsuite.quant.recipe import Recipe
-from evalsuite.quantize_run import Progress as QuantizeProgress
-from evalsuite.quantize_run import bits_per_weight, run_quantize, source_plan
 from evalsuite.report.experiment import ArmResult, PlannedArm
-from evalsuite.run import HIDDEN_AND_HEAD, Finished, prepare_text, run_compare, run_perplexity
+from evalsuite.run.perplexity import HIDDEN_AND_HEAD, Finished, prepare_text, run_compare, run_perplexity
+from evalsuite.run.quantize import Progress as QuantizeProgress
+from evalsuite.run.quantize import bits_per_weight, run_quantize, source_plan
 from evalsuite.store.runs import RunStore, load_record
 
 BF16_BITS = 16.0

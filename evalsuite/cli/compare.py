@@ -19,7 +19,7 @@ def compare(
     """Δ ln PPL with interval and p-value; divergence and agreement where both runs kept hidden states."""
     from evalsuite.core.record import CompareResult
     from evalsuite.report.perplexity import compare_table
-    from evalsuite.run import run_compare
+    from evalsuite.run.perplexity import run_compare
     from evalsuite.store.runs import RunStore
 
     screen, store = Screen(as_json), RunStore(results)

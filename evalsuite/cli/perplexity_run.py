@@ -10,7 +10,7 @@ from evalsuite.core.spec import PerplexitySpec
 from evalsuite.measure.perplexity import running_perplexity
 from evalsuite.report.perplexity import compare_table, prefix_table, segment_table, summary_table
 from evalsuite.report.plots import convergence
-from evalsuite.run import Finished, run_compare, run_perplexity
+from evalsuite.run.perplexity import Finished, run_compare, run_perplexity
 from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows
 
 HOW_TO_RUN_THE_CARD = (

@@ -70,7 +70,7 @@ def quantize(
     """
     from evalsuite.core.spec import QuantizeSpec
     from evalsuite.quant.recipe import Recipe
-    from evalsuite.quantize_run import run_quantize
+    from evalsuite.run.quantize import run_quantize
     from evalsuite.store.runs import RunStore
 
     recipe = Recipe(

@@ -11,6 +11,8 @@
         ├── NonFiniteScore         NaN or infinite log-probabilities
         ├── NotEngaged             a knob was set, and the record shows that it was not on
         ├── OutOfMemory            it does not fit, even at the smallest batch
+        ├── TimedOut               it took longer than the limit that was given
+        ├── EngineDied             the engine's process ended, or stopped answering
         └── StorageError           a result could not be written or read back
 
 Each carries what happened, the likely cause and the next step; only the command line catches them.
@@ -77,6 +79,14 @@ class NotEngaged(MeasurementError):
 
 
 class OutOfMemory(MeasurementError):
+    pass
+
+
+class TimedOut(MeasurementError):
+    pass
+
+
+class EngineDied(MeasurementError):
     pass
 
 

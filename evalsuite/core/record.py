@@ -3,17 +3,24 @@
 Schema history (a reader refuses a version it does not know):
 
 1. first version: kinds ``ppl``, ``compare`` and ``quantize``.
+2. adds the kinds ``speed`` and ``footprint``, sampled telemetry and expert-cache counters. Records of version
+   1 are valid as they stand.
 """
 
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from evalsuite.core.errors import OutOfMemory
+from evalsuite.core.cache import CacheCounters
+from evalsuite.core.errors import OutOfMemory, TimedOut
 from evalsuite.core.protocol import WindowProtocol
+from evalsuite.core.speed import FootprintResult, SpeedResult
+from evalsuite.core.telemetry import Telemetry
+from evalsuite.core.value import Value
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 Status = Literal["running", "ok", "failed", "oom", "timeout", "interrupted"]
 
@@ -22,21 +29,19 @@ def status_of(error: BaseException) -> Status:
     """How a run ended that this error ended."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, TimedOut):
+        return "timeout"
     return "oom" if isinstance(error, OutOfMemory) else "failed"
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Gpu(_Value):
+class Gpu(Value):
     """A device as its driver names it."""
 
     name: str
     memory_bytes: int
 
 
-class Machine(_Value):
+class Machine(Value):
     """What ran it. `packages` holds the versions of the libraries that can change a number."""
 
     platform: str
@@ -52,7 +57,7 @@ class Machine(_Value):
     git_dirty: bool | None = None
 
 
-class ModelFacts(_Value):
+class ModelFacts(Value):
     """The checkpoint as it was loaded.
 
     Attributes:
@@ -75,11 +80,11 @@ class ModelFacts(_Value):
     dtype: str
     device: str
     device_name: str
-    engaged: dict[str, Any] = {}
+    engaged: dict[str, Any] = Field(default={})
     warnings: tuple[str, ...] = ()
 
 
-class TextFacts(_Value):
+class TextFacts(Value):
     """The scored text and how it was cut into tokens."""
 
     corpus: str
@@ -91,7 +96,7 @@ class TextFacts(_Value):
     tokenizer_sha256: str
 
 
-class Prefix(_Value):
+class Prefix(Value):
     """Perplexity of windows `start` to `stop` (exclusive) with its 95 % interval, where one can be had."""
 
     start: int
@@ -102,7 +107,7 @@ class Prefix(_Value):
     high: float | None
 
 
-class PerplexityResult(_Value):
+class PerplexityResult(Value):
     """Sums over the scored windows, and what follows from them by one division each.
 
     Attributes:
@@ -138,7 +143,7 @@ class PerplexityResult(_Value):
     resumed_from_window: int
 
 
-class Divergence(_Value):
+class Divergence(Value):
     """Kullback–Leibler divergence of the candidate from the baseline over the scored tokens, in nats."""
 
     tokens: int
@@ -150,7 +155,7 @@ class Divergence(_Value):
     top1_agreement_high: float | None
 
 
-class CompareResult(_Value):
+class CompareResult(Value):
     """A candidate against a baseline, paired by window.
 
     Attributes:
@@ -173,7 +178,7 @@ class CompareResult(_Value):
     divergence_absent: str | None = None
 
 
-class QuantizedPart(_Value):
+class QuantizedPart(Value):
     """Sums over one weight matrix, over the experts of a layer for one projection, or over a class or layer.
 
     Attributes:
@@ -225,7 +230,7 @@ class QuantizedPart(_Value):
         return self.bytes_before / self.bytes_after
 
 
-class QuantizeResult(_Value):
+class QuantizeResult(Value):
     """A quantized checkpoint against its source: sums, and what follows from them by one division each.
 
     Attributes:
@@ -260,22 +265,12 @@ class QuantizeResult(_Value):
     bytes_per_s: float
 
 
-class Telemetry(_Value):
-    """Peaks of the process; what cannot be read here is None with a reason under `absent`."""
-
-    rss_peak_bytes: int
-    gpu_allocated_peak_bytes: int | None = None
-    gpu_reserved_peak_bytes: int | None = None
-    gpu_device_used_bytes: int | None = None
-    absent: dict[str, str] = {}
-
-
-class Record(_Value):
+class Record(Value):
     """One run. Numbers carry their unit in their name; times are UTC, ISO 8601."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     run_id: str
-    kind: Literal["ppl", "compare", "quantize"]
+    kind: Literal["ppl", "compare", "quantize", "speed", "footprint"]
     status: Status
     started: str
     finished: str
@@ -286,10 +281,15 @@ class Record(_Value):
     model: ModelFacts | None = None
     text: TextFacts | None = None
     results: (
-        Annotated[PerplexityResult | CompareResult | QuantizeResult, Field(discriminator="kind")] | None
+        Annotated[
+            PerplexityResult | CompareResult | QuantizeResult | SpeedResult | FootprintResult,
+            Field(discriminator="kind"),
+        ]
+        | None
     ) = None
+    expert_cache: CacheCounters | None = None
     telemetry: Telemetry | None = None
-    engaged: dict[str, Any] = {}
+    engaged: dict[str, Any] = Field(default={})
     warnings: tuple[str, ...] = ()
     error: str | None = None
     files: tuple[str, ...] = ()

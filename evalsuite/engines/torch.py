@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from evalsuite.core.errors import MeasurementError, NonFiniteScore
-from evalsuite.core.record import ModelFacts, Telemetry
+from evalsuite.core.record import ModelFacts
+from evalsuite.core.telemetry import Telemetry
 from evalsuite.data.models import Checkpoint
 from evalsuite.data.windows import TokenWindow
 from evalsuite.engines.base import WindowScore

@@ -22,7 +22,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from evalsuite.core.errors import ResumeMismatch, StorageError, UsageError, first_line
-from evalsuite.core.record import SCHEMA_VERSION, Record
+from evalsuite.core.record import READABLE_VERSIONS, Record
 from evalsuite.store.folder import PARTIAL, RunFolder, storage_errors
 
 ResumeMode = Literal["auto", "resume", "fresh"]
@@ -142,9 +142,10 @@ def load_record(path: Path) -> Record:
     if not isinstance(data, dict):
         raise StorageError(f"{path / 'run.json'} is not a record.", todo="restore the file from a copy.")
     version = cast("dict[str, Any]", data).get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise StorageError(
-            f"{path} has record schema {version}; this version reads {SCHEMA_VERSION}.",
+            f"{path} has record schema {version}; this version reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}.",
             todo="read it with the hlwq-eval version that wrote it, or update.",
         )
     try:

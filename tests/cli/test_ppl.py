@@ -173,7 +173,7 @@ class TestRefusals:
         def refuse(*arguments, **options):
             raise AssertionError("a model was looked for")
 
-        monkeypatch.setattr("evalsuite.run.find_checkpoint", refuse)
+        monkeypatch.setattr("evalsuite.run.perplexity.find_checkpoint", refuse)
         assert cli("ppl", "some/model", "--corpus", "no-such.txt").code == 2
         assert cli("ppl", "some/model", "--corpus", "builtin", "--gpus", "77").code == 2
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -23,6 +24,12 @@ CHANGES = {
     "device": "cpu",
     "batch_size": 4,
     "trust_remote_code": True,
+    "tensor_parallel_size": 2,
+    "moe_expert_cache_size": 8,
+    "moe_expert_cache_policy": "lfru",
+    "moe_expert_store": "disk",
+    "additional_config": {"gdn_prefill_backend": "triton"},
+    "server_url": "http://127.0.0.1:8000",
     "keep_hidden": True,
 }
 
@@ -103,3 +110,16 @@ def test_canonical_json_is_one_text_for_one_value():
 def test_canonical_json_refuses_what_json_does_not_have(value: float):
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"nats": value})
+
+
+def test_fields_that_came_later_leave_the_hash_of_old_specs_alone():
+    """Otherwise every finished run in results/ would be looked for in vain."""
+    paths = sorted((Path(__file__).parents[2] / "results").glob("*/ppl-*/run.json"))
+    assert paths
+    for path in paths:
+        record = json.loads(path.read_text())
+        assert spec_hash(PerplexitySpec.model_validate(record["spec"])) == record["spec_hash"]
+
+
+def test_fields_that_came_later_count_once_they_are_set():
+    assert spec_hash(SPEC) != spec_hash(SPEC.model_copy(update={"moe_expert_cache_size": 8}))

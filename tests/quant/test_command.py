@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from evalsuite import quantize_run
 from evalsuite.cli import app
 from evalsuite.core.errors import StorageError, UsageError
 from evalsuite.core.record import QuantizeResult, Record
 from evalsuite.core.spec import QuantizeSpec
 from evalsuite.data.models import Checkpoint
 from evalsuite.quant.recipe import Recipe
-from evalsuite.quantize_run import run_quantize
+from evalsuite.run import quantize as quantize_run
+from evalsuite.run.quantize import run_quantize
 from evalsuite.store.runs import RunStore, load_record
 from quant.files import load_state
 

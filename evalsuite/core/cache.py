@@ -1,0 +1,53 @@
+"""What an expert cache counted."""
+
+from evalsuite.core.value import Value
+
+
+class LayerCounters(Value):
+    """One layer's expert cache since its counters were last reset.
+
+    A step is one call of the layer's experts, whatever number of tokens it has. Every distinct expert of a
+    step counts once, as a hit or as a miss; a step with more distinct experts than slots is also an overflow
+    step.
+    """
+
+    layer: int
+    steps: int
+    hits: int
+    misses: int
+    overflow_steps: int
+    bytes_moved: int
+    copy_s: float | None = None
+
+
+class CacheCounters(Value):
+    """An expert cache over a run: its settings, its sums, and the layers they come from."""
+
+    size: int
+    experts: int
+    policy: str
+    store: str
+    expert_bytes: int
+    layers: tuple[LayerCounters, ...]
+
+    @property
+    def hits(self) -> int:
+        return sum(layer.hits for layer in self.layers)
+
+    @property
+    def misses(self) -> int:
+        return sum(layer.misses for layer in self.layers)
+
+    @property
+    def overflow_steps(self) -> int:
+        return sum(layer.overflow_steps for layer in self.layers)
+
+    @property
+    def bytes_moved(self) -> int:
+        return sum(layer.bytes_moved for layer in self.layers)
+
+    @property
+    def hit_rate(self) -> float | None:
+        """hits / (hits + misses); None before the first step."""
+        served = self.hits + self.misses
+        return self.hits / served if served else None
