@@ -179,7 +179,8 @@ def experts_on_disk(claims: Claims) -> Iterator[Finding]:
             yield Finding(
                 claim.id,
                 "note",
-                f"the experts are {si_bytes(once)}; {copies} copies are {copies * once / 2**30:.1f} GiB",
+                f"the experts are {si_bytes(once)}: {copies} copies, {copies * once / 2**30:.1f} GiB with GB "
+                "written for it?",
             )
         yield Finding(claim.id, "agrees", f"the experts are {si_bytes(once)}", f"≥ {si_bytes(once)}")
 

@@ -213,7 +213,7 @@ def faster_with_less(claims: Claims) -> Iterator[Finding]:
                 and disjoint(claim, whole)
                 and (claim.number or 0) > (whole.number or 0)
             ):
-                why = f"faster than with every expert on the GPU, {written(whole)}: less work it is not"
+                why = f"faster than {written(whole)} with every expert on the GPU: which work does it save?"
                 yield Finding(claim.id, "note", why)
                 break
 

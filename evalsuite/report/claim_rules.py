@@ -91,7 +91,7 @@ def derived_size(claim: Claim, geometry: Geometry, stored: Stored) -> float | No
 
 
 def sizes(claims: Claims) -> Iterator[Finding]:
-    """Sizes recomputed from the geometry; files may exceed it by what else they hold, and never fall short."""
+    """Sizes recomputed from the geometry; files may exceed it by what else they hold, not fall short."""
     for claim, number in of_metric(claims, "download", "parameters", "active_parameters", "expert_buffer"):
         shape = claims.shape(claim)
         size = None if shape is None else derived_size(claim, *shape)

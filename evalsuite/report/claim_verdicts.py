@@ -12,8 +12,8 @@ Of two claims that contradict one another, one that holds keeps its verdict: the
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from evalsuite.core.record import Record
@@ -32,6 +32,31 @@ REFUTED: frozenset[str] = frozenset({"impossible", "contradicted", "fails"})
 
 
 @dataclass(frozen=True)
+class Errand:
+    """One command that measures claims: several sizes of the cache are one sweep."""
+
+    kind: str
+    model: str
+    gpu: str | None
+    text: str | None
+    caches: tuple[int | str, ...] = ()
+    modes: tuple[str, ...] = ()
+
+    def command(self) -> str:
+        words = ["hlwq-eval", self.kind, self.model]
+        if self.kind == "ppl":
+            words.append("--protocol card-1155" if self.text is None else "--corpus FILE")
+        caches = ",".join(map(str, self.caches))
+        if self.kind == "speed" and self.caches not in ((), ("all",)):
+            words.append(f"--cache-sizes {caches}")
+        elif self.caches not in ((), ("all",)):
+            words.append(f"--moe-expert-cache-size {caches}")
+        if self.kind == "speed" and self.modes:
+            words.append(f"--modes {','.join(self.modes)}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
 class Judged:
     """A claim with its verdict.
 
@@ -40,7 +65,7 @@ class Judged:
         origin: where `shown` comes from.
         why: the reason; of ``not measured``, what is missing.
         notes: questions worth asking, whatever the verdict.
-        todo: the command that would measure it.
+        todo: what would measure it, where a command does.
         rules: the rules that spoke; runs: the records that did.
         number: what was measured, in the metric's base unit.
     """
@@ -51,7 +76,7 @@ class Judged:
     origin: Literal["measured", "derived", "not measured"]
     why: str
     notes: tuple[str, ...] = ()
-    todo: str = ""
+    todo: Errand | None = None
     rules: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     number: float | None = None
@@ -72,8 +97,8 @@ def judge(claims: Claims, records: Sequence[Record] = ()) -> list[Judged]:
         said[finding.claim].append((rests_on.__name__, finding))
     for claim in claims.claim:
         if claim.of is not None or claim.sum_of:
-            measured = _from_parts(claim, judged)
-            judged[claim.id] = measured or _judge(claims, claim, said[claim.id], runs[claim.model])
+            whole = _judge(claims, claim, said[claim.id], runs[claim.model])
+            judged[claim.id] = _from_parts(whole, [judged[name] for name in claim.of or claim.sum_of])
     return [judged[claim.id] for claim in claims.claim]
 
 
@@ -93,7 +118,8 @@ def _judge(claims: Claims, claim: Claim, said: Sequence[Said], runs: Sequence[Re
                 "derived" if shown else "not measured",
                 "; ".join(dict.fromkeys(finding.why for _, finding in speaking)),
                 notes,
-                rules=tuple(dict.fromkeys(name for name, _ in speaking)),
+                errand(claims, claim) if kind == "contradicted" else None,
+                tuple(dict.fromkeys(name for name, _ in speaking)),
             )
     agreeing = [(name, finding) for name, finding in said if finding.kind == "agrees"]
     shown = _shown(said)
@@ -104,27 +130,29 @@ def _judge(claims: Claims, claim: Claim, said: Sequence[Said], runs: Sequence[Re
         "derived" if shown else "not measured",
         "; ".join((missing, *(finding.why for _, finding in agreeing))),
         notes,
-        todo=command(claims, claim),
+        todo=errand(claims, claim),
         rules=tuple(name for name, _ in agreeing),
     )
 
 
-def _from_parts(claim: Claim, judged: Mapping[str, Judged]) -> Judged | None:
-    """A ratio or a sum of claims that were all measured, from what was measured."""
-    parts = [judged[name] for name in claim.of or claim.sum_of]
+def _from_parts(whole: Judged, parts: Sequence[Judged]) -> Judged:
+    """A ratio or a sum, judged anew where its parts were all measured, or all hold."""
+    claim = whole.claim
     numbers = [part.number for part in parts if part.number is not None]
     if len(numbers) < len(parts) or (claim.of is not None and numbers[1] == 0):
-        return None
+        if whole.verdict == "not measured" and all(part.verdict == "holds" for part in parts):
+            why = whole.why.partition("; ")[2]
+            return replace(whole, verdict="holds", why=f"{why}, and its parts hold", todo=None)
+        return whole
     number = numbers[0] / numbers[1] if claim.of is not None else sum(numbers)
-    shown = in_unit(number, claim)
-    sign = " / " if claim.of is not None else " + "
-    return Judged(
-        claim,
-        "holds" if claim.allows(number) else "fails",
-        shown,
-        "measured",
-        sign.join(part.shown for part in parts) + f" = {shown}, as measured",
-        judged[claim.id].notes,
+    shown, sign = in_unit(number, claim), " / " if claim.of is not None else " + "
+    return replace(
+        whole,
+        verdict="holds" if claim.allows(number) else "fails",
+        shown=shown,
+        origin="measured",
+        why=sign.join(part.shown for part in parts) + f" = {shown}, as measured",
+        todo=None,
         rules=("measured",),
         runs=tuple(dict.fromkeys(run for part in parts for run in part.runs)),
         number=number,
@@ -156,19 +184,12 @@ def _measured(claim: Claim, found: Sequence[Evidence], notes: tuple[str, ...]) -
     )
 
 
-def command(claims: Claims, claim: Claim) -> str:
-    """The command that would measure a claim, and on what; empty where no command does."""
+def errand(claims: Claims, claim: Claim) -> Errand | None:
+    """What would measure a claim; None where no command does, or the card names no checkpoint."""
     kind, model = claim.kind.command, claims.models[claim.model]
-    if kind is None or claim.number is None:
-        return ""
-    words = ["hlwq-eval", kind, model.names[0] if model.names else f"“{model.title}”"]
-    if kind == "ppl":
-        words += ["--protocol card-1155"] if claim.text in claims.texts else ["--corpus FILE"]
-    if isinstance(claim.cache, int):
-        size = "--cache-sizes" if kind == "speed" else "--moe-expert-cache-size"
-        words.append(f"{size} {claim.cache}")
-    if kind == "speed" and claim.mode:
-        words.append(f"--modes {claim.mode}")
-    if kind == "footprint" and claim.mode == "eager":
-        words.append("--enforce-eager")
-    return " ".join(words) + (f"   # on {claim.gpu}" if claim.gpu else "")
+    if kind is None or claim.number is None or not model.names:
+        return None
+    caches = () if claim.cache is None else (claim.cache,)
+    modes = () if claim.mode is None else (claim.mode,)
+    known = claim.text is None or claim.text in claims.texts
+    return Errand(kind, model.names[0], claim.gpu, None if known else claim.text, caches, modes)

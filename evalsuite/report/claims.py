@@ -167,7 +167,8 @@ class Claim(Conditions):
             figure = f"{_plain_number(self.low)}–{_plain_number(self.high)}"
         else:
             figure = _plain_number(self.value if self.value is not None else math.nan)
-        unit = "×" if self.unit == "x" else f" {self.unit or self.kind.noun}".rstrip()
+        noun = self.kind.noun.removesuffix("s") if self.number == 1 else self.kind.noun
+        unit = "×" if self.unit == "x" else f" {self.unit or noun}".rstrip()
         return ("~" if self.approximate else "") + figure + unit
 
 

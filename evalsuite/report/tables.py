@@ -34,12 +34,17 @@ NOT_MEASURED = Cell("", "not measured")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """One column: its title, how a row fills it, its unit, and which direction is better."""
+    """One column: its title, how a row fills it, its unit, and which direction is better.
+
+    A column with `prose` holds text, set from the left. In the terminal such columns share the width that the
+    others leave, in the proportion of these numbers.
+    """
 
     title: str
     get: Callable[[Row], Cell | str]
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
+    prose: int = 0
 
     @property
     def heading(self) -> str:
@@ -65,9 +70,16 @@ class Table(Generic[Row]):
             caption=Text(self.caption),
             title_justify="left",
             caption_justify="left",
+            expand=any(column.prose for column in self.columns),
         )
         for index, column in enumerate(self.columns):
-            table.add_column(Text(column.heading), justify="left" if index == 0 else "right")
+            left = index == 0 or column.prose
+            table.add_column(
+                Text(column.heading),
+                justify="left" if left else "right",
+                overflow="fold" if column.prose else "ellipsis",
+                ratio=column.prose or None,
+            )
         for row in self.cells():
             table.add_row(*map(Text, row))  # Text, not str: brackets and :names: are no markup here
         return table
@@ -76,7 +88,8 @@ class Table(Generic[Row]):
         def line(values: Sequence[str]) -> str:
             return "| " + " | ".join(map(_plain, values)) + " |"
 
-        rule = "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(self.columns))) + "|"
+        rules = (" --- " if i == 0 or c.prose else " ---: " for i, c in enumerate(self.columns))
+        rule = "|" + "|".join(rules) + "|"
         rows = [line([c.heading for c in self.columns]), rule, *map(line, self.cells())]
         return "\n".join(rows) + (f"\n\n{_plain(self.caption)}" if self.caption else "")
 
