@@ -18,9 +18,10 @@ from evalsuite.report.claim_metrics import BYTES, METRICS
 from evalsuite.report.claims import QUOTE_LIMIT
 
 NUMBER = re.compile(
-    r"(?P<about>[~≈]|about |ca\. )?\s*(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?![\d,.]*\d)"
+    r"(?P<about>[~≈]|about |ca\. )?\s*(?P<number>\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,9})?|\d{1,15}(?:\.\d{1,9})?)"
+    r"(?![\d,.]*\d)"
     r"\s*(?P<unit>tok/s|tokens/s|TB|GiB|GB|MiB|MB|min\b|s\b|[x×](?!\w)|%|B\b|M\b)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 UNITS = {
     "tokens/s": "tok/s",
@@ -46,7 +47,7 @@ WEIGHTS = {"b": "billion", "m": "million"}
 ROW_THEN_TEXT = re.compile(r"^(.*\|[ \t]*\n)(?=[^|\n]+$)", re.MULTILINE)
 WHERE_LIMIT = 40
 GPU = re.compile(r"\b(RTX (?:PRO )?\w*\d\w*|[AHBL]\d{2,3}S?|MI\d{3}X?)\b")
-CACHE = re.compile(r"--moe-expert-cache-size[ =](\d+)")
+CACHE = re.compile(r"--moe-expert-cache-size[ =](\d{1,6})\b", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,15 @@ def _take(table: _Table, lines: _Lines) -> None:
 def _conditions(table: _Table, row: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What the row itself says: a cache size, a GPU, and windows where its label counts them."""
     text = " ".join(row)
-    if found := CACHE.search(text):
-        yield "cache", found[1]
+    if (found := CACHE.search(text)) and int(found[1]):
+        yield "cache", _digits(found[1])
     if found := GPU.search(text):
         yield "gpu", _text(found[1])
     number = NUMBER.fullmatch(row[0].strip()) if row else None
     if number and re.search(r"\bwindows\b", table.head[0], re.IGNORECASE):
-        yield "windows", number["number"].replace(",", "")
+        windows = float(number["number"].replace(",", ""))
+        if windows.is_integer() and windows > 0:
+            yield "windows", f"{windows:.0f}"
 
 
 def _take_cell(cell: _Cell, conditions: dict[str, str], lines: _Lines) -> None:
@@ -216,7 +219,7 @@ def _take_cell(cell: _Cell, conditions: dict[str, str], lines: _Lines) -> None:
             )
         lines.left += 1
         return
-    keys = {"value": number["number"].replace(",", "")}
+    keys = {"value": _digits(number["number"])}
     if unit:
         keys["unit"] = _text(unit)
     if number["about"]:
@@ -269,6 +272,12 @@ def _write(cell: _Cell, metric: str, keys: dict[str, str], conditions: dict[str,
         f"metric = {_text(metric)}",
         *(f"{key} = {value}" for key, value in (keys | kept).items()),
     ]
+
+
+def _digits(number: str) -> str:
+    """A number as TOML writes it: without commas and leading zeros."""
+    whole, point, decimals = number.replace(",", "").partition(".")
+    return f"{int(whole)}{point}{decimals}"
 
 
 def _text(words: str) -> str:

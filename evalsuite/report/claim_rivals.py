@@ -125,7 +125,7 @@ def overflow_without_need(claims: Claims) -> Iterator[Finding]:
             yield Finding(
                 claim.id,
                 "contradicted",
-                f"{claim.cache} slots hold {written(other)} distinct experts without overflow",
+                f"{claim.cache} slots hold {written(other)} without overflow",
                 rivals=(other.id,),
             )
             yield Finding(

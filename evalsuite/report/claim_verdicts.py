@@ -27,6 +27,7 @@ from evalsuite.report.claims import Claim, Claims
 
 Verdict = Literal["impossible", "contradicted", "fails", "holds", "not measured"]
 VERDICTS: tuple[Verdict, ...] = ("impossible", "contradicted", "fails", "holds", "not measured")
+RULES = (*ARITHMETIC_RULES, *BOUND_RULES, *RIVAL_RULES)
 Said = tuple[str, Finding]
 REFUTED: frozenset[str] = frozenset({"impossible", "contradicted", "fails"})
 
@@ -89,7 +90,7 @@ def judge(claims: Claims, records: Sequence[Record] = ()) -> list[Judged]:
         for key, model in claims.models.items()
     }
     said: dict[str, list[Said]] = defaultdict(list)
-    for rule in (*ARITHMETIC_RULES, *BOUND_RULES, *RIVAL_RULES):
+    for rule in RULES:
         for finding in rule(claims):
             said[finding.claim].append((rule.__name__, finding))
     judged = {c.id: _judge(claims, c, said[c.id], runs[c.model]) for c in claims.claim}

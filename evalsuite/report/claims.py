@@ -5,6 +5,7 @@ it. What the card does not say is left out, and stays unknown.
 """
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,11 +133,14 @@ class Claim(Conditions):
 
     @property
     def rounding(self) -> float:
-        """Half a unit of the last digit that the card gives, in the base unit."""
+        """Half a unit of the last digit that the quotation gives, or else the value, in the base unit."""
         if not isinstance(self.value, float) or self.kind.counts:
             return 0.0
-        digits = f"{self.value:.10f}".rstrip("0").partition(".")[2]
-        return 0.5 * 10.0 ** -len(digits) * self.factor
+        quoted = (text.replace(",", "") for text in re.findall(r"\d[\d,]*(?:\.\d+)?", self.quote))
+        written = next(
+            (text for text in quoted if float(text) == self.value), f"{self.value:.10f}".rstrip("0")
+        )
+        return 0.5 * 10.0 ** -len(written.partition(".")[2]) * self.factor
 
     @property
     def interval(self) -> tuple[float, float] | None:
