@@ -1,6 +1,5 @@
 """`hlwq-eval check`: the claims of a published card against records, arithmetic and one another."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,7 @@ import typer
 
 from evalsuite.cli.app import app
 from evalsuite.cli.show import Screen
-from evalsuite.core.errors import StorageError, UsageError
-from evalsuite.core.record import Record
+from evalsuite.core.errors import UsageError
 
 FAIL_ON = "impossible,contradicted,fails"
 EXAMPLE = "experiments/claims/qwopus_35b_a3b.toml"
@@ -41,15 +39,16 @@ def check(
     from evalsuite.report.claim_tables import claim_tables, document, summary
     from evalsuite.report.claim_verdicts import judge
     from evalsuite.report.claims import load_claims
+    from evalsuite.store.runs import load_records
 
     fatal, file = _verdicts(fail_on), load_claims(claims)
-    records, skipped = _records(results)
+    records, skipped = load_records(results)
     judged = judge(file, records)
     for table in claim_tables(file, judged):
         screen.table(table)
     screen.out.print(summary(judged), markup=False)
     for reason in skipped:
-        screen.warn(reason)
+        screen.warn(f"left out: {reason}")
     if not records:
         screen.note(
             f"No records in {results}: nothing was measured, so nothing is compared with a measurement."
@@ -71,20 +70,6 @@ def _verdicts(text: str) -> set[str]:
             todo=f"choose from {', '.join(VERDICTS)}, with commas between them, or none.",
         )
     return wanted
-
-
-def _records(root: Path) -> tuple[Sequence[Record], Sequence[str]]:
-    """Records of all finished runs, and why any was left out."""
-    from evalsuite.store.runs import RunStore, load_record
-
-    records: list[Record] = []
-    skipped: list[str] = []
-    for path in RunStore(root).finished("*"):
-        try:
-            records.append(load_record(path))
-        except StorageError as error:
-            skipped.append(f"left out: {error.what}")
-    return records, skipped
 
 
 def _draft(screen: Screen, card: Path, claims: Path | None, out: Path) -> None:

@@ -69,7 +69,7 @@ CLAIM = Column[Group]("claim", _names, prose=20)
 WHERE = Column[Group]("where", lambda g: _some(r.claim.where for r in g), prose=14)
 CLAIMED = Column[Group]("claimed", lambda g: _some(claimed(r.claim) for r in g), prose=24)
 FOUND = Column[Group]("found", _found, prose=14)
-VERDICT = Column[Group]("verdict", lambda g: TITLES[g[0].verdict].partition(" by")[0], prose=13)
+VERDICT = Column[Group]("verdict", lambda g: TITLES[g[0].verdict].partition(" by")[0])
 WHY = Column[Group]("why", lambda g: g[0].why, prose=38)
 
 
@@ -82,7 +82,7 @@ def claim_tables(claims: Claims, judged: Group) -> Iterator[Table[Any]]:
     if refuted:
         yield Table(
             f"{claims.card.title}: what does not stand",
-            (CLAIM, WHERE, CLAIMED, VERDICT, WHY),
+            (VERDICT, CLAIM, WHERE, CLAIMED, WHY),
             refuted,
             "Contradicted: by another claim of the card, named in brackets; one of the two is wrong.",
         )

@@ -158,6 +158,18 @@ def load_record(path: Path) -> Record:
         ) from error
 
 
+def load_records(root: Path) -> tuple[list[Record], list[str]]:
+    """Records of all finished runs in a results folder; and of those that cannot be read, why."""
+    records: list[Record] = []
+    left_out: list[str] = []
+    for path in RunStore(root).finished("*"):
+        try:
+            records.append(load_record(path))
+        except StorageError as error:
+            left_out.append(error.what)
+    return records, left_out
+
+
 def load_windows(path: Path) -> pd.DataFrame:
     """The samples of a finished run, a row a window in text order.
 
