@@ -200,11 +200,13 @@ def _download(record: Record) -> dict[str, float]:
 
 
 def _disk(record: Record) -> dict[str, float]:
+    """A model's own files; what else lies in the hub cache is not its doing."""
     result = record.results
     if not isinstance(result, FootprintResult):
         return {}
-    taken = {name: float(size) for name, size in result.disk_bytes.items()}
-    return taken | {"peak": sum(taken.values())}
+    parts = {"hub cache": "checkpoint", "expert cache": "expert_files"}
+    taken = {name: float(result.disk_bytes[key]) for name, key in parts.items() if key in result.disk_bytes}
+    return taken | ({"peak": sum(taken.values())} if taken else {})
 
 
 def _host_ram(record: Record) -> dict[str, float]:

@@ -159,7 +159,9 @@ def _by_errand(judged: Group) -> list[Planned]:
         caches = {cache for todo, _ in found for cache in todo.caches}
         sizes = (*sorted(c for c in caches if isinstance(c, int)), *(c for c in caches if c == "all"))
         modes = tuple(sorted({mode for todo, _ in found for mode in todo.modes}))
-        whole = replace(found[0][0], caches=sizes, modes=modes, gpu=gpu)
+        policy = next((todo.policy for todo, _ in found if todo.policy is not None), None)
+        open_mode = any(not todo.modes for todo, _ in found)  # the command's default is both
+        whole = replace(found[0][0], caches=sizes, policy=policy, modes=() if open_mode else modes, gpu=gpu)
         planned.append((whole, [item for _, item in found]))
     return sorted(planned, key=lambda plan: -len(plan[1]))
 

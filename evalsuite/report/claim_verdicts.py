@@ -41,6 +41,7 @@ class Errand:
     gpu: str | None
     text: str | None
     caches: tuple[int | str, ...] = ()
+    policy: str | None = None
     modes: tuple[str, ...] = ()
 
     def command(self) -> str:
@@ -52,6 +53,8 @@ class Errand:
             words.append(f"--cache-sizes {caches}")
         elif self.caches not in ((), ("all",)):
             words.append(f"--moe-expert-cache-size {caches}")
+        if self.policy is not None:
+            words.append(f"--moe-expert-cache-policy {self.policy}")
         if self.kind == "speed" and self.modes:
             words.append(f"--modes {','.join(self.modes)}")
         return " ".join(words)
@@ -193,4 +196,4 @@ def errand(claims: Claims, claim: Claim) -> Errand | None:
     caches = () if claim.cache is None else (claim.cache,)
     modes = () if claim.mode is None else (claim.mode,)
     known = claim.text is None or claim.text in claims.texts
-    return Errand(kind, model.names[0], claim.gpu, None if known else claim.text, caches, modes)
+    return Errand(kind, model.names[0], claim.gpu, None if known else claim.text, caches, claim.policy, modes)

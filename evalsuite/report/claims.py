@@ -31,7 +31,8 @@ class Conditions(Value):
         cache: experts of each layer on the GPU, or ``all``.
         mode: eager, or with CUDA graphs.
         text, windows: what a perplexity is over.
-        component: which part of the weights, of the disk or of the memory.
+        component: which part: of the disk ``hub cache``, ``expert cache`` or ``peak``, of host memory
+            ``used``, and of the weights in the card's own words.
         phase: which forward passes.
         hit_rate: share of a token's experts that are on the GPU already.
         argument: of `flag`.

@@ -185,7 +185,7 @@ def test_perplexity_is_compared_over_the_same_windows_of_the_same_text():
 def test_memory_disk_load_and_overflow_come_from_their_records():
     spec = FootprintSpec(model="owner/m", workload=Workload(corpus="builtin"))
     result = FootprintResult(
-        checkpoint_bytes=19_450_000_000, disk_bytes={"hub cache": 20_000_000_000, "expert cache": 31_000_000_000},
+        checkpoint_bytes=19_450_000_000, disk_bytes={"checkpoint": 20_000_000_000, "expert_files": 31_000_000_000, "hub_cache": 90_000_000_000},
         load=LoadTimes(total_s=170), input_len=64, output_len=8,
     )  # fmt: skip
     layer = LayerCounters(layer=0, steps=10, hits=1, misses=9, overflow_steps=4, bytes_moved=1)
@@ -253,6 +253,24 @@ def test_the_document_holds_everything_and_no_nan():
     assert by_id["arch-layers"]["rules"] == ["layers_against_files"]
     assert by_id["tune-64-speed"]["to_measure"].endswith("--cache-sizes 64 --modes eager")
     assert all(entry["quote"] and entry["where"] for entry in data["claims"])
+
+
+def test_one_sweep_measures_many_claims():
+    said = [
+        claim("a", value=20, cache=64, gpu="RTX 4090", mode="eager"),
+        claim("b", value=30, cache="all", gpu="RTX 4090"),
+        claim("c", value=30, cache=8, gpu="RTX 4090", policy="lfru"),
+        claim("d", "download", 19, "GB", model="other"),
+    ]
+    claims = small(*said)
+    table = list(claim_tables(claims, judge(claims)))[-1]
+    assert table.cells() == [
+        ["hlwq-eval speed owner/m --cache-sizes 8,64,all --moe-expert-cache-policy lfru", "RTX 4090", "3"]
+    ], "and nothing for a model whose checkpoint the card does not name"
+    eager = small(said[0])
+    assert (
+        list(claim_tables(eager, judge(eager)))[-1].cells()[0][0].endswith("--cache-sizes 64 --modes eager")
+    )
 
 
 def test_every_claim_is_in_exactly_one_table_of_verdicts():
