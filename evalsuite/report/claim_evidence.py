@@ -15,7 +15,8 @@ from evalsuite.core.speed import FootprintResult, SpeedResult
 from evalsuite.data.models import slug
 from evalsuite.report.claims import Claim, Subject
 
-# what random weights of the same geometry can answer for
+# what random weights of the same geometry can answer for; not the speed of an expert cache, whose hits are
+# those of the experts that real weights choose
 DUMMY_SERVES = frozenset({"speed", "vram", "expert_buffer"})
 # conditions that pick a number inside a record, or that no record has
 INSIDE = frozenset({"windows", "component", "phase", "hit_rate", "flag", "argument", "vllm"})
@@ -106,6 +107,8 @@ def evidence(claim: Claim, runs: Sequence[Record]) -> tuple[list[Evidence], str]
         numbers = _picked(read(record), claim)
         if numbers and (difference := differs(claim, record)):
             reasons.append(difference)
+        elif numbers and dummy and claim.metric == "speed" and claim.cache != "all":
+            reasons.append("dummy weights, which choose other experts")
         elif numbers:
             found += [Evidence(record.run_id, name, value, dummy) for name, value in numbers.items()]
     unstated = [key for key in claim.kind.decides if getattr(claim, key) is None]

@@ -180,7 +180,7 @@ def _measured(claim: Claim, found: Sequence[Evidence], notes: tuple[str, ...]) -
         "holds" if claim.allows(nearest.number) else "fails",
         in_unit(nearest.number, claim),
         "measured",
-        f"{nearest.quantity} of {nearest.run_id}{ratio}{dummy}{also}",
+        f"{nearest.quantity} {in_unit(nearest.number, claim)} in {nearest.run_id}{ratio}{dummy}{also}",
         notes,
         rules=("measured",),
         runs=tuple(dict.fromkeys(item.run_id for item in found)),

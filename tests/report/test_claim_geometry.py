@@ -1,12 +1,13 @@
 """Sizes from a configuration, against the model itself and against its layers counted one by one."""
 
+import json
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from report.claims_files import shipped
+from report.claims_files import SHIPPED, shipped
 
 GEOMETRY = shipped().geometry["qwen3_5_moe_35b"]
 
@@ -20,6 +21,17 @@ def test_the_shipped_geometry_is_that_of_the_architecture():
             assert getattr(config, name) == value, name
     full = [kind == "full_attention" for kind in config.layer_types]
     assert sum(full) * GEOMETRY.full_attention_interval == len(full)
+
+
+@pytest.mark.parametrize("key", ["int4", "bf16"])
+def test_the_stand_ins_are_kept_and_have_the_shipped_geometry(key: str):
+    (name,) = shipped().models[key].stand_ins
+    config = json.loads((SHIPPED.parents[1] / "geometry" / name / "config.json").read_text())
+    text = config.get("text_config", config)
+    for field, value in GEOMETRY:
+        if field in text:
+            assert text[field] == value, field
+    assert len(text.keys() & type(GEOMETRY).model_fields.keys()) >= 12
 
 
 def test_parameters_are_those_of_the_model():

@@ -123,6 +123,14 @@ def test_dummy_weights_serve_speed_and_say_so_until_real_ones_are_measured():
     assert one(claims, dummy, speed(40)).verdict == "fails"
 
 
+def test_dummy_weights_say_nothing_of_a_cached_speed():
+    claims = small(claim("a", value=24, gpu="RTX PRO 6000", cache=64))
+    item = one(claims, speed(24, load_format="dummy", moe_expert_cache_size=64))
+    assert item.verdict == "not measured"
+    assert "choose other experts" in item.why
+    assert one(claims, speed(24, moe_expert_cache_size=64)).verdict == "holds"
+
+
 def test_a_stand_in_counts_only_with_dummy_weights():
     models = {"m": {"title": "M", "stand_ins": ["geometry-only"], "stored": "INT4"}}
     claims = small(claim("a", value=24, **ON_PRO), models=models)
