@@ -37,7 +37,7 @@ def replay(name, slots, steps):
                 loads += 1
                 cells[slot] = {
                     "expert": expert, "uses": [now], "loaded": loads, "key": 1 + last_victim_key,
-                    "protected": False,
+                    "protected": False, "probation": now,
                 }  # fmt: skip
                 pinned.add(slot)
                 events.append(("load", now, expert, slot, evicted))
@@ -50,8 +50,11 @@ def hit(cells, slot, now, age):
     if room:
         others = [s for s, c in enumerate(cells) if c and c["protected"] and s != slot]
         if len(others) == room:
-            cells[min(others, key=lambda s: (cells[s]["uses"][-1], s))]["protected"] = False
+            oldest = cells[min(others, key=lambda s: (cells[s]["uses"][-1], s))]
+            oldest["protected"], oldest["probation"] = False, now
         cell["protected"] = True
+    else:
+        cell["probation"] = now
     cell["uses"].append(now)
     cell["key"] = len(cell["uses"]) + age
 
@@ -65,7 +68,7 @@ def worth(name, cell, now, steps):
     if name == "lfu":
         return cell["key"]
     if name == "slru":
-        return (cell["protected"], last)
+        return (1, last) if cell["protected"] else (0, cell["probation"])
     if name == "lfru":
         frequency = np.float32(1)
         for _ in cell["uses"][1:]:

@@ -2,13 +2,13 @@
 
 import pytest
 from cachetools import LRUCache
-from experts.brute_force import fewest_misses, replay
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalsuite.core.errors import UsageError
 from evalsuite.experts.belady import Belady
 from evalsuite.experts.policy import EMPTY, POLICIES, make_policy
+from experts.brute_force import fewest_misses, replay
 
 EXPERTS = 9
 ALL = [*POLICIES, "belady"]
@@ -21,9 +21,9 @@ def runs(most=EXPERTS, longest=40):
 
 
 @st.composite
-def fitting_runs(draw, longest=30, slots=st.integers(1, 6), experts=EXPERTS):
+def fitting_runs(draw, longest=30, most_slots=6, experts=EXPERTS):
     """Runs in which no step needs more experts than there are slots."""
-    size = draw(slots)
+    size = draw(st.integers(1, most_slots))
     step = st.lists(st.integers(0, experts - 1), min_size=1, max_size=min(size, experts), unique=True)
     return size, draw(st.lists(step, max_size=longest))
 
@@ -131,7 +131,7 @@ def test_lru_of_single_experts_is_that_of_cachetools(slots, wanted):
 
 
 @settings(deadline=None)
-@given(run=fitting_runs(longest=7, slots=st.integers(1, 3), experts=5))
+@given(run=fitting_runs(longest=7, most_slots=3, experts=5))
 def test_belady_is_the_optimum_of_trying_everything(run):
     slots, steps = run
     assert misses("belady", slots, steps) == fewest_misses(slots, steps)
@@ -171,6 +171,13 @@ def test_segmented_lru_keeps_what_was_hit_through_a_scan():
     events(policy, steps)
     assert 0 in policy.expert_in
     assert misses("slru", 2, [*steps, [0]]) < misses("lru", 2, [*steps, [0]])
+
+
+def test_segmented_lru_puts_who_leaves_protection_behind_the_newcomers():
+    """Two of four slots are protected: the hit of 3 pushes 0 out after 2 has come, so 5 takes the slot of 2."""
+    policy = make_policy("slru", 4, EXPERTS)
+    events(policy, [[0], [1], [0], [1], [2], [3], [3], [5]])
+    assert set(policy.expert_in.tolist()) == {0, 1, 3, 5}
 
 
 def test_lfru_scores_are_the_published_formula():
