@@ -59,10 +59,9 @@ class Counts:
 
 def layer_steps(trace: Trace) -> list[LayerSteps]:
     """The distinct experts of each step, for each layer of the trace."""
+    starts, experts = trace.starts(), trace.facts.geometry.experts
     return [
-        _layer_steps(
-            np.ascontiguousarray(trace.chosen[:, layer]).astype(np.int32), trace.starts(), trace.facts.experts
-        )
+        _layer_steps(np.ascontiguousarray(trace.chosen[:, layer]).astype(np.int32), starts, experts)
         for layer in range(len(trace.facts.layers))
     ]
 
@@ -127,13 +126,13 @@ def simulate(
                     hits=int(distinct[steps].sum()) - missed,
                     misses=missed,
                     overflow_steps=int(overflow[steps].sum()),
-                    bytes_moved=missed * trace.facts.expert_bytes,
+                    bytes_moved=missed * trace.facts.geometry.expert_bytes,
                 )
             )
     return {
         phase: CacheCounters(
-            size=size, experts=trace.facts.experts, policy=policy, store=STORE,
-            expert_bytes=trace.facts.expert_bytes, layers=tuple(counters[phase]),
+            size=size, experts=trace.facts.geometry.experts, policy=policy, store=STORE,
+            expert_bytes=trace.facts.geometry.expert_bytes, layers=tuple(counters[phase]),
         )
         for phase in PHASES
     }  # fmt: skip

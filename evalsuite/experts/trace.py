@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from evalsuite.core.errors import NotComparable, StorageError, UsageError, first_line
+from evalsuite.core.geometry import Geometry
 from evalsuite.core.value import Value
 
 METADATA_KEY = b"hlwq_eval_trace"
@@ -42,8 +43,8 @@ class TraceFacts(Value):
         model, fingerprint: as in `evalsuite.core.record.ModelFacts`.
         corpus, corpus_sha256, tokenizer, tokenizer_sha256: as in `evalsuite.core.record.TextFacts`.
         prompts_sha256: of the prompts' token ids, int64 little-endian, one prompt after the other.
+        geometry: sizes of the weights as the checkpoint stores them; it has experts.
         layers: numbers of the decoder layers that have experts.
-        expert_bytes: of one expert of one layer, as the checkpoint stores it.
         engine, computed: what ran the model, and its arithmetic; near-ties in the router depend on both.
         dummy: the weights were random, so that the routing says nothing about the model.
         input_len, output_len, concurrency: tokens of a prompt and after it, and requests at once.
@@ -57,10 +58,8 @@ class TraceFacts(Value):
     prompts_sha256: str
     tokenizer: str
     tokenizer_sha256: str
-    experts: int = Field(ge=1, le=65536)
-    top_k: int = Field(ge=1)
+    geometry: Geometry
     layers: tuple[int, ...] = Field(min_length=1)
-    expert_bytes: int = Field(ge=1)
     engine: str
     computed: str
     dummy: bool = False
@@ -89,7 +88,7 @@ class Trace:
     def __post_init__(self) -> None:
         """Raises ValueError where the arrays contradict one another or the facts."""
         tokens = len(self.step)
-        shape = (tokens, len(self.facts.layers), self.facts.top_k)
+        shape = (tokens, len(self.facts.layers), self.facts.geometry.top_k)
         if tokens == 0:
             raise ValueError("it holds no tokens")
         if self.chosen.shape != shape or {len(self.request), len(self.position), len(self.prefill)} != {
@@ -98,8 +97,8 @@ class Trace:
             raise ValueError(
                 f"its columns are not all of {tokens} tokens, {shape[1]} layers and top-{shape[2]}"
             )
-        if int(self.chosen.max()) >= self.facts.experts:
-            raise ValueError(f"it names expert {int(self.chosen.max())} of {self.facts.experts}")
+        if int(self.chosen.max()) >= self.facts.geometry.experts:
+            raise ValueError(f"it names expert {int(self.chosen.max())} of {self.facts.geometry.experts}")
         same = self.step[1:] == self.step[:-1]
         if np.any(self.step[1:] < self.step[:-1]) or np.any(same & (self.prefill[1:] != self.prefill[:-1])):
             raise ValueError("its steps are out of order, or both prefill and decode")
@@ -140,7 +139,7 @@ class Trace:
         Raises:
             OSError: the disk is full or the folder cannot be written.
         """
-        width = pa.uint8() if self.facts.experts <= 256 else pa.uint16()
+        width = pa.uint8() if self.facts.geometry.experts <= 256 else pa.uint16()
         columns: dict[str, Any] = {
             "request": pa.array(self.request, pa.uint32()),
             "position": pa.array(self.position, pa.uint32()),
@@ -149,7 +148,7 @@ class Trace:
         }
         for index, layer in enumerate(self.facts.layers):
             flat = pa.array(np.ascontiguousarray(self.chosen[:, index]).reshape(-1), width)
-            columns[f"layer_{layer}"] = pa.FixedSizeListArray.from_arrays(flat, self.facts.top_k)
+            columns[f"layer_{layer}"] = pa.FixedSizeListArray.from_arrays(flat, self.facts.geometry.top_k)
         metadata = {METADATA_KEY: self.facts.model_dump_json().encode()}
         table = pa.table(columns).replace_schema_metadata(metadata)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -188,7 +187,7 @@ def load_trace(path: Path) -> Trace:
         facts = TraceFacts.model_validate(json.loads(metadata))
         table = pq.read_table(path, page_checksum_verification=True)
         layers = [table[f"layer_{layer}"].combine_chunks() for layer in facts.layers]
-        chosen = [column.flatten().to_numpy().reshape(-1, facts.top_k) for column in layers]
+        chosen = [column.flatten().to_numpy().reshape(-1, facts.geometry.top_k) for column in layers]
         plain = {name: table[name].to_numpy() for name in ("request", "position", "step", "prefill")}
         return Trace(facts, **plain, chosen=np.stack(chosen, axis=1))
     except (pa.ArrowInvalid, OSError, KeyError, ValidationError, ValueError) as error:
