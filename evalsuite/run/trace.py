@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from evalsuite.core.errors import StorageError, UsageError
+from evalsuite.core.errors import UsageError
 from evalsuite.core.geometry import Geometry
 from evalsuite.core.spec import Dtype
 from evalsuite.core.value import Value
@@ -20,6 +20,7 @@ from evalsuite.data.tokens import tokenise
 from evalsuite.engines.routing import RoutedPass, RoutingRecorder
 from evalsuite.engines.tokenizer import load_tokenizer
 from evalsuite.experts.trace import Trace, TraceFacts
+from evalsuite.store.derived import AGAIN
 from evalsuite.store.folder import storage_errors
 
 TRACE_FILE = "trace.parquet"
@@ -89,7 +90,8 @@ def run_trace(request: TraceRequest, folder: Path, progress: TraceProgress, *, r
     prompts = cut_prompts(
         tokenise(tokenizer.tokenizer, text, "never"), request.input_len, request.requests, request.seed
     )
-    _make(folder)
+    with storage_errors(folder, AGAIN):
+        folder.mkdir(parents=True, exist_ok=True)
     progress.phase(f"loading {checkpoint.name}")
     recorder = open_recorder(request, checkpoint)
     try:
@@ -113,7 +115,7 @@ def run_trace(request: TraceRequest, folder: Path, progress: TraceProgress, *, r
         )
     finally:
         recorder.close()
-    with storage_errors(out):
+    with storage_errors(out, AGAIN):
         trace_of(facts, passes).save(out)
     return out
 
@@ -210,14 +212,3 @@ def _stored_dtype(checkpoint: Checkpoint) -> str:
     config = checkpoint.config()
     text = config.get("text_config") or {}
     return text.get("dtype") or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The folder {folder} cannot be made.",
-            cause=error.strerror or "",
-            todo="choose a folder that can be written.",
-        ) from error
