@@ -73,6 +73,7 @@ def run_simulation(
     if model is not None:
         checkpoint = find_checkpoint(model, weights=not trace.facts.dummy)
         trace.require_model(checkpoint.name, checkpoint.fingerprint())
+    target = None if prediction is None else _target(prediction, trace)
     experts = trace.facts.geometry.experts
     for size in sizes:
         if size is not None and size > experts:
@@ -87,8 +88,7 @@ def run_simulation(
     screen.table(tables[0])
     pictures = [_draw_hit_rates(simulator, policies, out), _draw_use(trace, out)]
     document: dict[str, Any] = simulation.model_dump(mode="json")
-    if prediction is not None:
-        target = _target(prediction, trace)
+    if prediction is not None and target is not None:
         rows, curves = _predict(simulator, simulation, prediction, sheets, target, sizes)
         tables.append(
             gpu_table(
