@@ -115,7 +115,8 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Hit rates and bytes moved at every size under every policy, and what they mean for a GPU."""
-    from evalsuite.cli.cache_run import PredictionRequest, run_simulation
+    from evalsuite.cli.cache_run import run_simulation
+    from evalsuite.run.cache_prediction import PredictionRequest
 
     for flag, value in (("--compute-ms", compute_ms), ("--transfer-gb-per-s", transfer_gb_per_s)):
         if value is not None and not 0 < value < float("inf"):
@@ -123,8 +124,8 @@ def simulate(
     wanted = None
     if gpu is not None:
         wanted = PredictionRequest(
-            gpus=_names("--gpu", gpu),
-            geometry=geometry,
+            gpus=tuple(_names("--gpu", gpu)),
+            model=geometry,
             context=context,
             compute_s=None if compute_ms is None else compute_ms / 1e3,
             transfer_bytes_per_s=None if transfer_gb_per_s is None else transfer_gb_per_s * 1e9,

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,19 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evalsuite.cli.show import Screen
-from evalsuite.core.errors import UsageError
-from evalsuite.core.geometry import Geometry
-from evalsuite.data.models import Checkpoint, find_checkpoint
-from evalsuite.experts.belady import Belady
-from evalsuite.experts.gpus import GPUS, GpuSheet, gpus_of
-from evalsuite.experts.predict import Measured, Prediction, Routing, largest_cache, predict, uniform_routing
+from evalsuite.data.models import find_checkpoint
 from evalsuite.experts.simulate import check_policies
-from evalsuite.experts.simulation import Simulation, Simulator
+from evalsuite.experts.simulation import Simulator
 from evalsuite.experts.trace import Trace, TraceFacts, load_trace
-from evalsuite.report.cache import GpuRow, gpu_table, hit_rate_table, layer_table, trace_table
+from evalsuite.report.cache import gpu_table, hit_rate_table, layer_table, trace_table
 from evalsuite.report.cache_plots import SpeedCurve, expert_use, hit_rates, predicted_speeds
 from evalsuite.report.tables import Table
-from evalsuite.run.trace import TRACE_FILE, TraceRequest, expert_geometry, run_trace
+from evalsuite.run.cache_prediction import PredictionRequest, Target, find_target, predictions
+from evalsuite.run.trace import TRACE_FILE, TraceRequest, run_trace
 from evalsuite.store.derived import AGAIN, write_derived
 from evalsuite.store.folder import storage_errors
 
 CURVE_POINTS = 24
-ALL_GPUS = "all"
-
-
-@dataclass(frozen=True)
-class PredictionRequest:
-    """For which GPUs and which model, and what was measured of the GPU."""
-
-    gpus: Sequence[str]
-    geometry: str | None
-    context: int
-    compute_s: float | None
-    transfer_bytes_per_s: float | None
 
 
 def make_trace(screen: Screen, request: TraceRequest, out: Path, *, replace: bool) -> None:
@@ -67,13 +50,14 @@ def run_simulation(
 ) -> None:
     """Simulate, predict where asked, and write everything beside the trace or into `results`."""
     check_policies(policies)
-    sheets = _gpus(prediction)
+    if prediction is not None:
+        prediction.sheets()  # refuses before the trace is read
     path = path / TRACE_FILE if path.is_dir() else path
     trace = load_trace(path)
     if model is not None:
         checkpoint = find_checkpoint(model, weights=not trace.facts.dummy)
         trace.require_model(checkpoint.name, checkpoint.fingerprint())
-    target = None if prediction is None else _target(prediction, trace)
+    target = None if prediction is None else find_target(prediction, trace.facts)
     experts = trace.facts.geometry.experts
     for size in sizes:
         if size is not None and size > experts:
@@ -89,14 +73,17 @@ def run_simulation(
     pictures = [_draw_hit_rates(simulator, policies, out), _draw_use(trace, out)]
     document: dict[str, Any] = simulation.model_dump(mode="json")
     if prediction is not None and target is not None:
-        rows, curves = _predict(simulator, simulation, prediction, sheets, target, sizes)
+        rows, curves = predictions(
+            simulator, policies, prediction, target, sizes, _grid(target.geometry.experts)
+        )
         tables.append(
             gpu_table(
-                rows, target.geometry, target.name, prediction.context, _measured(prediction), trace.facts
+                rows, target.geometry, target.name, prediction.context, prediction.measured, trace.facts
             )
         )
         screen.table(tables[-1])
-        pictures.append(_draw_speeds(curves, target, rows[-1].predictions[-1].routing, prediction, out))
+        if curves:
+            pictures.append(_draw_speeds(curves, target, rows[-1].predictions[-1].routing, prediction, out))
         document["predictions"] = [one.model_dump(mode="json") for row in rows for one in row.predictions]
         document["predicted_model"] = target.name
     text = "\n\n".join(f"## {table.title}\n\n{table.to_markdown()}" for table in tables)
@@ -107,74 +94,6 @@ def run_simulation(
     screen.note("files: " + ", ".join(str(file) for file in written))
     screen.note("pictures: " + ", ".join(str(picture) for picture in pictures))
     screen.document(document)
-
-
-@dataclass(frozen=True)
-class _Target:
-    name: str
-    geometry: Geometry
-
-
-def _gpus(prediction: PredictionRequest | None) -> list[GpuSheet]:
-    if prediction is None:
-        return []
-    sheets = gpus_of(list(GPUS) if list(prediction.gpus) == [ALL_GPUS] else prediction.gpus)
-    if len(sheets) > 1 and _measured(prediction) != Measured():
-        raise UsageError(
-            "A measured time or bandwidth is of one GPU.", todo="give one --gpu with it, or leave it out."
-        )
-    return sheets
-
-
-def _measured(prediction: PredictionRequest) -> Measured:
-    return Measured(prediction.compute_s, prediction.transfer_bytes_per_s)
-
-
-def _target(prediction: PredictionRequest, trace: Trace) -> _Target:
-    """The model that predictions are for: its sizes as its checkpoint stores them."""
-    if prediction.geometry is None:
-        target = _Target(trace.facts.model, trace.facts.geometry)
-    else:
-        checkpoint: Checkpoint = find_checkpoint(prediction.geometry, weights=False)
-        target = _Target(checkpoint.name, expert_geometry(checkpoint))
-    longest = target.geometry.context
-    if longest is not None and prediction.context > longest:
-        raise UsageError(
-            f"{target.name} has a context of {longest:,} tokens, not {prediction.context:,}.",
-            todo=f"give --context {longest} or less.",
-        )
-    return target
-
-
-def _predict(
-    simulator: Simulator,
-    simulation: Simulation,
-    request: PredictionRequest,
-    sheets: Sequence[GpuSheet],
-    target: _Target,
-    sizes: Sequence[int | None],
-) -> tuple[list[GpuRow], list[SpeedCurve]]:
-    geometry, measured = target.geometry, _measured(request)
-    policy = next((p for p in simulation.policies if p != Belady.name), Belady.name)
-    routings = (uniform_routing(geometry.experts), simulator.routing(policy, geometry.experts))
-    wanted = sorted({min(size or geometry.experts, geometry.experts) for size in sizes})
-    rows: list[GpuRow] = []
-    curves: list[SpeedCurve] = []
-    for gpu in sheets:
-        largest = largest_cache(geometry, gpu.memory_bytes, request.context)
-
-        def at(size: int, routing: Routing, gpu: GpuSheet = gpu) -> Prediction:
-            return predict(geometry, gpu, size, routing, request.context, measured)
-
-        rows += [
-            GpuRow(gpu, size == largest, [at(size, routing) for routing in routings])
-            for size in sorted(set(wanted) if largest is None else {*wanted, largest})
-        ]
-        if largest is not None:
-            grid = [size for size in _grid(geometry.experts) if size < largest] + [largest]
-            speeds = [at(size, routings[-1]).tokens_per_s for size in grid]
-            curves.append(SpeedCurve(gpu.name, grid, speeds))
-    return rows, curves
 
 
 def _grid(experts: int) -> list[int]:
@@ -227,7 +146,7 @@ def _draw_use(trace: Trace, out: Path) -> Path:
 
 
 def _draw_speeds(
-    curves: Sequence[SpeedCurve], target: _Target, routing: str, request: PredictionRequest, out: Path
+    curves: Sequence[SpeedCurve], target: Target, routing: str, request: PredictionRequest, out: Path
 ) -> Path:
     with storage_errors(out, AGAIN):
         return predicted_speeds(
