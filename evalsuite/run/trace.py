@@ -23,7 +23,7 @@ from evalsuite.experts.trace import Trace, TraceFacts
 from evalsuite.store.derived import AGAIN
 from evalsuite.store.folder import storage_errors
 
-TRACE_FILE = "trace.parquet"
+TRACE_FILE, ENGINE_LOG = "trace.parquet", "engine.log"
 
 
 class TraceRequest(Value):
@@ -93,7 +93,7 @@ def run_trace(request: TraceRequest, folder: Path, progress: TraceProgress, *, r
     with storage_errors(folder, AGAIN):
         folder.mkdir(parents=True, exist_ok=True)
     progress.phase(f"loading {checkpoint.name}")
-    recorder = open_recorder(request, checkpoint)
+    recorder = open_recorder(request, checkpoint, folder / ENGINE_LOG)
     try:
         passes = _record(recorder, prompts, request, progress)
         facts = TraceFacts(
@@ -152,8 +152,11 @@ def trace_of(facts: TraceFacts, passes: Sequence[RoutedPass]) -> Trace:
     )
 
 
-def open_recorder(request: TraceRequest, checkpoint: Checkpoint) -> RoutingRecorder:
+def open_recorder(request: TraceRequest, checkpoint: Checkpoint, log: Path) -> RoutingRecorder:
     """Load the model in the engine that was asked for.
+
+    Args:
+        log: for what an engine in a process of its own prints.
 
     Raises:
         UsageError: that engine cannot trace this request.
@@ -168,6 +171,7 @@ def open_recorder(request: TraceRequest, checkpoint: Checkpoint) -> RoutingRecor
             tokens=request.input_len + request.output_len,
             concurrency=request.concurrency,
             trust_remote_code=request.trust_remote_code,
+            log=log,
         )
     if request.load_format == "dummy":
         raise UsageError(

@@ -1,11 +1,6 @@
 """vLLM's recorded choices against the torch engine's, on the same weights in float32."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,24 +13,8 @@ from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.torch_routing import TorchRouting
 from evalsuite.engines.vllm_routing import VllmRouting
 
-ROOT = Path(__file__).resolve().parents[2]
 MISSING = obstacle() or (None if find_spec("vllm") else "tests/vllm_cpu/install.py was not run")
 INPUT, OUTPUT = 12, 4
-PROGRAM = """
-import json, sys
-import numpy as np
-from evalsuite.data.models import find_checkpoint
-from evalsuite.engines.vllm_routing import VllmRouting
-
-if __name__ == "__main__":
-    recorder = VllmRouting(find_checkpoint(sys.argv[1]), dtype="float32", load_format="auto", tokens=16,
-                           concurrency=1, trust_remote_code=False)
-    found = [[one.prefill, one.request.tolist(), one.position.tolist(), one.chosen.tolist()]
-             for number, prompt in enumerate(json.loads(sys.argv[2]))
-             for one in recorder.record([np.array(prompt)], 4, number)]
-    open(sys.argv[3], "w").write(json.dumps({"layers": recorder.layers, "name": recorder.name,
-                                             "computed": recorder.computed, "passes": found}))
-"""
 
 
 def qwen3_moe():
@@ -52,39 +31,50 @@ def qwen3_moe():
     )  # fmt: skip
 
 
-@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-def test_same_choices_as_the_torch_engine(tmp_path):
-    folder = tiny.write(qwen3_moe(), tmp_path / "moe")
-    prompts = np.random.default_rng(0).integers(0, 256, (2, INPUT))
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+@pytest.fixture
+def environment(monkeypatch):
+    """What vLLM needs on a CPU, for the child to inherit."""
+    for name, value in {
+        "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def vllm_recorder(folder, log, **changes):
+    options = {
+        "dtype": "float32", "load_format": "auto", "tokens": INPUT + OUTPUT, "concurrency": 1,
+        "trust_remote_code": False, "log": log,
     }  # fmt: skip
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, program, folder, json.dumps(prompts.tolist()), out], cwd=tmp_path, env=environment,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(out.read_text())
+    return VllmRouting(find_checkpoint(str(folder)), **options | changes)
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+@pytest.mark.usefixtures("environment")
+def test_same_choices_as_the_torch_engine(tmp_path, capfd):
+    folder = tiny.write(qwen3_moe(), tmp_path / "moe")
+    capfd.readouterr()
+    prompts = np.random.default_rng(0).integers(0, 256, (2, INPUT))
+    recorder = vllm_recorder(folder, tmp_path / "engine.log")
+    found = [one for n in range(2) for one in recorder.record([prompts[n]], OUTPUT, n)]
+    recorder.close()
+    assert recorder.name.startswith("vllm 0.")
+    assert recorder.computed == "float32 on cpu"
+    assert "vllm" in (tmp_path / "engine.log").read_text()
+    assert capfd.readouterr().out == ""  # standard output is for results
     torch_engine = TorchRouting(
         find_checkpoint(str(folder)), device="cpu", dtype="float32", trust_remote_code=False
     )
     expected = [one for n in range(2) for one in torch_engine.record([prompts[n]], OUTPUT, n)]
-    assert tuple(found["layers"]) == torch_engine.layers == (0, 1)
-    assert found["name"].startswith("vllm 0.")
-    assert found["computed"] == "float32 on cpu"
-    assert len(found["passes"]) == len(expected) == 2 * OUTPUT
-    for (prefill, request, position, chosen), one in zip(found["passes"], expected, strict=True):
-        assert (prefill, request, position) == (one.prefill, one.request.tolist(), one.position.tolist())
-        np.testing.assert_array_equal(np.sort(chosen), np.sort(one.chosen))
+    assert recorder.layers == torch_engine.layers == (0, 1)
+    assert len(found) == len(expected) == 2 * OUTPUT
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.prefill == theirs.prefill
+        assert mine.request.tolist() == theirs.request.tolist()
+        assert mine.position.tolist() == theirs.position.tolist()
+        np.testing.assert_array_equal(np.sort(mine.chosen), np.sort(theirs.chosen))
 
 
-def test_several_requests_at_once_are_refused_before_anything_loads(demo_folder):
+def test_several_requests_at_once_are_refused_before_anything_loads(tmp_path):
     with pytest.raises(UsageError, match="one request at a time"):
-        VllmRouting(
-            find_checkpoint("demo"), dtype="auto", load_format="auto", tokens=8, concurrency=2,
-            trust_remote_code=False,
-        )  # fmt: skip
+        vllm_recorder("demo", tmp_path / "engine.log", concurrency=2)
+    assert not (tmp_path / "engine.log").exists()
