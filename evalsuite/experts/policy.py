@@ -194,8 +194,9 @@ class LFU(Policy):
 class SegmentedLRU(Policy):
     """Segmented LRU: newcomers are on probation, and a hit moves them into a protected half.
 
-    When the protected segment is full its least recently used member goes back on probation. Karedla, Love
-    and Wherry, Caching Strategies to Improve Disk System Performance, IEEE Computer 27 (1994).
+    When the protected segment is full its least recently used member goes back on probation, as if it had
+    just come. Karedla, Love and Wherry, Caching Strategies to Improve Disk System Performance, IEEE Computer
+    27 (1994).
     """
 
     name = "slru"
@@ -203,22 +204,27 @@ class SegmentedLRU(Policy):
     def __init__(self, slots: int, experts: int) -> None:
         super().__init__(slots, experts)
         self.protected = np.zeros(slots, np.bool_)
+        self.on_probation_since = np.zeros(slots, np.int64)
         self._room = slots // 2
 
     def _on_hit(self, slot: int) -> None:
+        self.on_probation_since[slot] = self.step
         if self._room == 0:
             return
         self.protected[slot] = True
         members = np.flatnonzero(self.protected)
         if len(members) > self._room:
             others = members[members != slot]
-            self.protected[others[np.argmin(self.last_used[others])]] = False
+            oldest = others[np.argmin(self.last_used[others])]
+            self.protected[oldest] = False
+            self.on_probation_since[oldest] = self.step
 
     def _on_load(self, slot: int) -> None:
         self.protected[slot] = False
+        self.on_probation_since[slot] = self.step
 
     def _scores(self) -> NDArray[Any]:
-        return np.where(self.protected, self.last_used + self.step + 1, self.last_used)
+        return np.where(self.protected, self.last_used + self.step + 1, self.on_probation_since)
 
 
 class LFRU(Policy):

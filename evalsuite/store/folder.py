@@ -24,9 +24,15 @@ from evalsuite.core.spec import canonical_json
 PARTIAL = ".partial"
 
 
+RESUMABLE = (
+    "make room or choose another --results folder; finished windows are kept, "
+    "and the same command resumes there."
+)
+
+
 @contextmanager
-def storage_errors(path: Path) -> Generator[None]:
-    """Turn a full or read-only disk into an error that says what is kept.
+def storage_errors(path: Path, todo: str = RESUMABLE) -> Generator[None]:
+    """Turn a full or read-only disk into an error that says what to do about it.
 
     Raises:
         StorageError: the operating system refused to write.
@@ -50,8 +56,7 @@ def storage_errors(path: Path) -> Generator[None]:
         raise StorageError(
             f"Nothing more can be written to {path}.",
             cause=known[error.errno],
-            todo="make room or choose another --results folder; finished windows are kept, "
-            "and the same command resumes there.",
+            todo=todo,
         ) from error
 
 

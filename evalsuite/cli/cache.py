@@ -1,0 +1,188 @@
+"""`hlwq-eval cache`: which experts a model chooses, and what a cache of N of them would do."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evalsuite.cli.app import app
+from evalsuite.cli.show import Screen
+from evalsuite.core.errors import UsageError
+
+DEMO = "demo"
+
+cache_app = typer.Typer(no_args_is_help=True, help="Expert caches: traces, simulation, files.")
+app.add_typer(cache_app, name="cache")
+
+
+class TraceEngine(StrEnum):
+    torch = "torch"
+    vllm = "vllm"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LoadFormat(StrEnum):
+    auto = "auto"
+    dummy = "dummy"
+
+
+@cache_app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or demo (the built-in model).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for trace.parquet and its picture.")],
+    engine: Annotated[TraceEngine, typer.Option(help="What runs the model.")] = TraceEngine.torch,
+    corpus: Annotated[
+        str | None, typer.Option(help="wikitext-2, builtin, or a text file; wikitext-2 unless MODEL is demo.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder, file or hub id, if not the model's.")
+    ] = None,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens generated after it.")] = 128,
+    requests: Annotated[int, typer.Option(min=1, help="Prompts.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts that run at once.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides which stretches of the text are prompts.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
+    gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use, with the torch engine.")] = None,
+    load_format: Annotated[
+        LoadFormat, typer.Option(help="dummy takes random weights, which the trace then says.")
+    ] = LoadFormat.auto,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a trace that is there already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Which experts each token of MODEL chose in each layer, while reading and writing real text."""
+    from evalsuite.cli.cache_run import make_trace
+    from evalsuite.cli.ppl import default_corpus
+    from evalsuite.run.trace import TraceRequest
+
+    make_trace(
+        Screen(as_json),
+        TraceRequest(
+            model=model,
+            engine=engine.value,
+            corpus=corpus or default_corpus(model, None),
+            tokenizer=tokenizer,
+            dtype=dtype.value,
+            device=_device(gpus, engine),
+            load_format=load_format.value,
+            input_len=input_len,
+            output_len=output_len,
+            requests=requests,
+            concurrency=concurrency,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        ),
+        out,
+        replace=fresh,
+    )
+
+
+@cache_app.command()
+def simulate(
+    trace_path: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or its folder.")],
+    sizes: Annotated[str, typer.Option(help="Experts of each layer on the device, or all.")] = "8,64,128",
+    policies: Annotated[
+        str, typer.Option(help="lru, lfu, fifo, slru, lfru, and belady, which is the bound.")
+    ] = "lru,lfu,lfru,belady",
+    model: Annotated[str | None, typer.Option(help="Refuse the trace unless it is of this model.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="Predict for these, such as rtx-4090,h100; or all.")
+    ] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help="Predict for this model, a config.json is enough; else for the traced one."),
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of the sequence that is predicted.")] = 4096,
+    compute_ms: Annotated[
+        float | None, typer.Option(help="Measured time of a token with all experts resident, of one --gpu.")
+    ] = None,
+    transfer_gb_per_s: Annotated[
+        float | None, typer.Option(help="Measured host-to-device copy in 10⁹ bytes/s, of one --gpu.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder for tables and pictures; the trace's own by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Hit rates and bytes moved at every size under every policy, and what they mean for a GPU."""
+    from evalsuite.cli.cache_run import run_simulation
+    from evalsuite.run.cache_prediction import PredictionRequest
+
+    for flag, value in (("--compute-ms", compute_ms), ("--transfer-gb-per-s", transfer_gb_per_s)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{flag} {value:g} is no measurement.", todo="give a positive number.")
+    wanted = None
+    if gpu is not None:
+        wanted = PredictionRequest(
+            gpus=tuple(_names("--gpu", gpu)),
+            model=geometry,
+            context=context,
+            compute_s=None if compute_ms is None else compute_ms / 1e3,
+            transfer_bytes_per_s=None if transfer_gb_per_s is None else transfer_gb_per_s * 1e9,
+        )
+    elif (geometry, compute_ms, transfer_gb_per_s) != (None, None, None):
+        raise UsageError(
+            "--geometry, --compute-ms and --transfer-gb-per-s belong to a prediction.",
+            todo="say for which GPU with --gpu.",
+        )
+    run_simulation(
+        Screen(as_json),
+        trace_path,
+        sizes=_sizes(sizes),
+        policies=_names("--policies", policies),
+        model=model,
+        prediction=wanted,
+        results=results,
+    )
+
+
+def _names(flag: str, text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    if not names:
+        raise UsageError(f"{flag} names nothing.", todo="leave it out, or see --help.")
+    return names
+
+
+def _sizes(text: str) -> list[int | None]:
+    """Cache sizes; None is all experts."""
+    sizes: list[int | None] = []
+    for part in _names("--sizes", text):
+        if part == "all":
+            sizes.append(None)
+        elif part.removeprefix("-").isascii() and part.removeprefix("-").isdigit():
+            sizes.append(int(part))
+        else:
+            raise UsageError(f"--sizes {part} is neither a number nor all.", todo="try 8,64,128,all.")
+    for size in sizes:
+        if size is not None and size < 1:
+            raise UsageError(
+                f"An expert cache of {size} experts holds none.", todo="give sizes of at least 1, or all."
+            )
+    return sizes
+
+
+def _device(gpus: str | None, engine: TraceEngine) -> str:
+    if gpus is None:
+        return "auto"
+    if engine is TraceEngine.vllm:
+        raise UsageError(
+            "vLLM's trace runs on the first GPU it sees.",
+            todo="choose it with CUDA_VISIBLE_DEVICES, and leave --gpus out.",
+        )
+    if not (gpus.isascii() and gpus.isdigit()):
+        raise UsageError(
+            f"--gpus {gpus} is not the index of one GPU.",
+            cause="a trace runs on one device.",
+            todo="give one index, such as --gpus 0.",
+        )
+    return f"cuda:{gpus}"
