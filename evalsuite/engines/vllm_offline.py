@@ -47,11 +47,10 @@ class VllmGenerator:
     """A `Generator` over vLLM's offline engine.
 
     Args:
-        log: where standard error of this process goes, if that is a file: load times and the causes of
-            failures are read from it.
+        log: where the output of this process goes: load times and the causes of failures are read from it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, serving: Serving, log: Path | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, serving: Serving, log: Path) -> None:
         """Load the model; vLLM is imported on the way, which counts as loading.
 
         Raises:
@@ -67,10 +66,9 @@ class VllmGenerator:
         self._served = 0
         self._closed = False
         with self._explaining(f"vLLM could not load {checkpoint.name}."):
-            import vllm
+            from vllm import LLM
 
-            with self._text.listening():
-                self._llm: Any = vllm.LLM(**self._arguments)
+            self._llm: Any = LLM(**self._arguments)
             self._workers: list[dict[str, Any]] = self._llm.collective_rpc("hlwq_facts")
         written = self._text.read()
         self.load = load_times(written, time.monotonic() - began)
