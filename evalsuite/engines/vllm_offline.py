@@ -1,7 +1,8 @@
 """The vllm engine: vLLM's `LLM` class, driven one engine step at a time so that every token gets a time.
 
 A token is stamped when `LLMEngine.step` returns it to this process, which is when a program that uses vLLM
-can see it. Requests carry token ids both ways: no text is encoded or decoded within what is timed.
+can see it. Requests carry token ids both ways: no text is encoded or decoded within what is timed. The
+end-of-sequence token is a token like any other; vLLM's `min_tokens` would forbid it, and change the text.
 """
 
 import gc
@@ -83,7 +84,7 @@ class VllmGenerator:
         self._check_lengths(prompts, output_len)
         engine = self._llm.llm_engine
         params = SamplingParams(
-            temperature=0, ignore_eos=True, max_tokens=output_len, min_tokens=output_len, detokenize=False,
+            temperature=0, ignore_eos=True, max_tokens=output_len, detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )  # fmt: skip
         requests = {str(self._served + place): prompt.tolist() for place, prompt in enumerate(prompts)}

@@ -24,6 +24,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 PROMPTS = [[(7 * i + 13 * k) % 257 for i in range(20 + k)] for k in range(3)]
 OUTPUT_LEN = 12
+EOS = 193  # what the model writes early after the first prompt
 PACKED = {
     "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"],
     "config_groups": {
@@ -36,12 +37,13 @@ PACKED = {
 
 
 def qwen3_moe():
+    """Its end-of-sequence token is one that it writes early: nothing may stop there, or avoid it."""
     torch.manual_seed(3)
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             vocab_size=257, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=1, head_dim=32, moe_intermediate_size=32, num_experts=8, num_experts_per_tok=2,
-            max_position_embeddings=512, initializer_range=0.2, norm_topk_prob=True,
+            max_position_embeddings=512, initializer_range=0.2, norm_topk_prob=True, eos_token_id=EOS,
         )
     )  # fmt: skip
 
@@ -107,6 +109,12 @@ def test_tokens_are_the_greedy_ones_of_transformers(results, place):
     ids = results["moe"]["rounds"][0]["ids"][place]
     expected = logits_after(results["folders"]["moe"][0], PROMPTS[place], ids).argmax(-1)
     assert ids == expected.tolist()
+
+
+def test_the_end_of_sequence_token_neither_ends_nor_is_avoided(results):
+    ids = results["moe"]["rounds"][0]["ids"][0]
+    assert EOS in ids[: OUTPUT_LEN // 2]
+    assert len(ids) == OUTPUT_LEN
 
 
 @pytest.mark.parametrize("place", range(len(PROMPTS)))
