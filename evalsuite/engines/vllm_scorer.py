@@ -47,7 +47,7 @@ from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
 
 STEP_TOKENS_CPU = 4096
 STEP_TOKENS_GPU = 16_384  # of a top-8 model's 256 experts, each then sees 512 tokens
-STEPS_A_CALL = 4  # between calls the device waits for the host
+STEPS_A_CALL = 8  # between calls the device waits for the host
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 CPU_CACHE, CPU_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE", "1"  # a few windows at a time need no more
 
@@ -260,7 +260,8 @@ def _combine(window: TokenWindow, ranks: list[RankScore]) -> WindowScore:
             cause="this version of vLLM leaves out positions that its own output does not need.",
             todo="use --engine torch, and please report it.",
         )
-    log_sum = np.logaddexp.reduce([rank.log_sum for rank in ranks])
+    with np.errstate(invalid="ignore"):  # NaN is refused below
+        log_sum = np.logaddexp.reduce([rank.log_sum for rank in ranks])
     nats = (log_sum - np.max([rank.logit for rank in ranks], axis=0)).astype(np.float64)
     refuse_non_finite(nats, window)
     return WindowScore(window.index, nats, ranks[0].hidden)
