@@ -16,6 +16,8 @@ from evalsuite.engines.vllm_failures import PREFIX
 WEIGHTS = re.compile(r"Loading weights took ([\d.]+) seconds")
 MODEL = re.compile(r"Model loading took ([\d.]+) GiB(?: memory)? and ([\d.]+) seconds")
 CAPTURE = re.compile(r"Graph capturing finished in ([\d.]+) secs, took (-?[\d.]+) GiB")
+BAR = re.compile(r"(Capturing CUDA graphs[^:\n\r]*):[^\n\r]*?\b(\d+)/\d+")
+DTYPE = re.compile(r"\bdtype=torch\.(\w+)")
 COMPILE = re.compile(r"torch\.compile took ([\d.]+) s in total")
 READY = re.compile(r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s")
 CACHE = re.compile(r"Available KV cache memory: ([\d.]+) GiB|Explicitly set \(([\d.]+)/|Auto set \(([\d.]+)/")
@@ -55,8 +57,17 @@ def kv_cache_bytes(text: str) -> int | None:
     return round(sum(sizes) * 2**30) if sizes else None
 
 
-def graphs_captured(text: str) -> bool:
-    return bool(CAPTURE.search(text))
+def graphs_captured(text: str) -> int:
+    """CUDA graphs that one worker captured, from its progress bars; 1 where it says only that it did."""
+    done: dict[str, int] = {}
+    for name, count in BAR.findall(text):
+        done[name] = max(done.get(name, 0), int(count))
+    return max(sum(done.values()), 1 if CAPTURE.search(text) else 0)
+
+
+def computed_dtype(text: str) -> str | None:
+    match = DTYPE.search(text)
+    return match.group(1) if match else None
 
 
 def kernel_names(text: str) -> tuple[str, ...]:

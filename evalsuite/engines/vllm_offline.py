@@ -129,20 +129,19 @@ class VllmGenerator:
         return None
 
     def memory(self) -> EngineMemory:
+        weights = [worker["weights_bytes"] for worker in self._workers]
         peaks = self._llm.collective_rpc("hlwq_allocator_peaks")
-        memory = EngineMemory(
-            weights_bytes=sum(worker["weights_bytes"] for worker in self._workers),
+        absent: dict[str, str] = {}
+        if not all(weights):
+            absent["weights"] = "vLLM measures its weights on GPUs only"
+        if not all(peaks):
+            absent["allocator"] = "torch counts allocations on GPUs only"
+        return EngineMemory(
+            weights_bytes=sum(weights) if all(weights) else None,
             kv_cache_bytes=sum(worker["kv_cache_bytes"] for worker in self._workers),
-        )
-        if None in peaks:
-            return memory.model_copy(
-                update={"absent": {"allocator": "torch counts allocations on GPUs only"}}
-            )
-        return memory.model_copy(
-            update={
-                "allocated_peak_bytes": sum(peak["allocated"] for peak in peaks),
-                "reserved_peak_bytes": sum(peak["reserved"] for peak in peaks),
-            }
+            allocated_peak_bytes=sum(peak["allocated"] for peak in peaks) if all(peaks) else None,
+            reserved_peak_bytes=sum(peak["reserved"] for peak in peaks) if all(peaks) else None,
+            absent=absent,
         )
 
     def close(self) -> None:

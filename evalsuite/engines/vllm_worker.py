@@ -28,8 +28,8 @@ class WorkerExtension(HiddenScoring):
 
         model = self.model_runner.model
         return {
-            # of the device as vLLM measured it while loading; its CPU runner does not measure
-            "weights_bytes": getattr(self.model_runner, "model_memory_usage", None) or _weights_bytes(model),
+            # as vLLM measured it while loading; its CPU runner does not, and hides packed weights
+            "weights_bytes": getattr(self.model_runner, "model_memory_usage", None),
             "kv_cache_bytes": _storage_bytes(_tensors(self.model_runner.kv_caches)),
             "graphs_captured": compilation_counter.num_cudagraph_captured,
             "kernels": _kernels(model),
@@ -53,10 +53,6 @@ class WorkerExtension(HiddenScoring):
 
 def _device_name(device: Any) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
-
-
-def _weights_bytes(model: torch.nn.Module) -> int:
-    return _storage_bytes([*model.parameters(), *model.buffers()])
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
