@@ -57,7 +57,9 @@ def ppl(
     baseline: Annotated[
         str | None, typer.Option(help="A model or a finished run to compare with, paired by window.")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto is bfloat16 where the device has it; under vllm, the weights' own.")
+    ] = Dtype.auto,
     batch_size: Annotated[str, typer.Option(help="Windows a forward pass, or auto.")] = "auto",
     gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model (vllm).")] = 1,

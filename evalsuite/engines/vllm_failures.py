@@ -120,7 +120,7 @@ KNOWN = (
     KnownCause(
         r"Unexpected head dim size",
         UsageError,
-        "vLLM on the CPU runs linear attention with heads of 64 or 128 dimensions only.",
+        "vLLM on the CPU runs linear attention with heads of at most 128 dimensions.",
         "use --engine torch, or serve it on a GPU.",
     ),
     KnownCause(

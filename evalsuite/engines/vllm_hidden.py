@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from evalsuite.core.errors import MeasurementError
 from evalsuite.engines.head import Head, log_sum_and_logit
 
+PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 REQUEST = "hlwq_scoring"  # key under which a request's extra_args carry its scored positions
 
 
@@ -242,7 +243,8 @@ def _find_head(model: Any, state: torch.Tensor) -> tuple[Head, int]:
     finally:
         for hook in hooks:
             hook.remove()
-    if len(caught) != 1 or getattr(caught[0][1], "weight", None) is None or caught[0][0].scale != 1:
+    weight = getattr(caught[0][1], "weight", None) if len(caught) == 1 else None
+    if weight is None or weight.dtype not in PLAIN or caught[0][0].scale != 1:
         raise MeasurementError(
             f"The head of {type(model).__name__} is not a plain projection in vLLM.",
             cause="its weights are quantized, its logits are scaled, or it has several parts.",
@@ -250,5 +252,5 @@ def _find_head(model: Any, state: torch.Tensor) -> tuple[Head, int]:
         )
     processor, layer, bias = caught[0]
     rows = layer.shard_indices.num_org_elements  # what follows is padding
-    head = Head(layer.weight[:rows], None if bias is None else bias[:rows], processor.soft_cap)
+    head = Head(weight[:rows], None if bias is None else bias[:rows], processor.soft_cap)
     return head, layer.shard_indices.org_vocab_start_index
