@@ -126,7 +126,7 @@ def _picture(screen: Screen, candidate: Finished, baseline: Finished | None) -> 
 
 def _label(record: Record) -> str:
     assert record.model is not None
-    return f"{record.model.name}, {record.model.stored}, {record.model.dtype}"
+    return f"{record.model.name}, {record.model.stored}, {record.model.computed}"
 
 
 def _document(candidate: Finished, compared: Finished | None) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`hlwq-eval ppl`: sliding-window perplexity."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,12 +14,15 @@ from evalsuite.core.protocol import PROTOCOLS, protocol
 from evalsuite.core.spec import PerplexitySpec
 
 CARD_WINDOWS = 1155
+EXAMPLE = """give a JSON object, such as '{"gdn_prefill_backend": "triton"}'."""
 DEMO = "demo"
 
 
 class Engine(StrEnum):
     auto = "auto"
     torch = "torch"
+    vllm = "vllm"
+    server = "server"
 
 
 class Dtype(StrEnum):
@@ -34,7 +38,9 @@ def ppl(
         str | None,
         typer.Argument(help="Hub id, local folder, GGUF file, smollm2, or demo (the built-in model)."),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="auto takes torch.")] = Engine.auto,
+    engine: Annotated[
+        Engine, typer.Option(help="auto takes torch, or vllm for what torch cannot read.")
+    ] = Engine.auto,
     protocol_name: Annotated[
         str, typer.Option("--protocol", help=f"One of {', '.join(PROTOCOLS)}.")
     ] = "card-1155",
@@ -51,9 +57,13 @@ def ppl(
     baseline: Annotated[
         str | None, typer.Option(help="A model or a finished run to compare with, paired by window.")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto is bfloat16 where the device has it; under vllm, the weights' own.")
+    ] = Dtype.auto,
     batch_size: Annotated[str, typer.Option(help="Windows a forward pass, or auto.")] = "auto",
     gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model (vllm).")] = 1,
+    additional_config: Annotated[str, typer.Option(help="JSON object, handed to vLLM as it is.")] = "{}",
     keep_hidden: Annotated[
         bool,
         typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),
@@ -107,6 +117,8 @@ def ppl(
         batch_size=_batch_size(batch_size),
         trust_remote_code=trust_remote_code,
         keep_hidden=keep_hidden or baseline is not None,
+        tensor_parallel_size=tensor_parallel_size,
+        additional_config=_json_object("--additional-config", additional_config),
     )
     given = {"corpus": corpus, "limit": limit, "tokenizer": tokenizer}
     chosen_protocol = (protocol_name, context, stride) != ("card-1155", None, None)
@@ -140,7 +152,7 @@ def _device(gpus: str | None) -> str:
     if not (gpus.isascii() and gpus.isdigit()):
         raise UsageError(
             f"--gpus {gpus} is not the index of one GPU.",
-            cause="perplexity through the torch engine runs on one device.",
+            cause="perplexity runs on one device, or on several by --tensor-parallel-size.",
             todo="give one index, such as --gpus 0.",
         )
     return f"cuda:{gpus}"
@@ -152,3 +164,13 @@ def _batch_size(text: str) -> int | Literal["auto"]:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UsageError(f"--batch-size {text} is neither auto nor a positive number.", todo="try auto.")
     return int(text)
+
+
+def _json_object(flag: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} is not valid JSON.", cause=str(error), todo=EXAMPLE) from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{flag} is not a JSON object.", todo=EXAMPLE)
+    return value

@@ -61,7 +61,7 @@ class PerplexitySpec(Value):
         corpus: ``wikitext-2``, ``builtin`` or the path of a text file.
         limit: score only the first this many windows; None scores all.
         tokenizer: where the tokenizer is read when not from the model.
-        dtype: ``auto`` is bfloat16 where the device computes in it, else float32.
+        dtype: ``auto`` is bfloat16 where the device computes in it, else float32; in vLLM the weights' own.
         device: ``auto`` is the first CUDA device, else the CPU.
         batch_size: windows a forward pass; ``auto`` takes the largest that fits.
         keep_hidden: keep the scored positions' final hidden states, which a divergence needs.

@@ -108,10 +108,10 @@ def decode_int4(codes: Tensor, scales: Tensor) -> Tensor:
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
     """Whether a config.json declares quantized weights, of whatever kind."""
-    return bool(_quantization(config))
+    return bool(quantization_of(config))
 
 
-def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+def quantization_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A multimodal configuration may declare it for its text model alone."""
     text = config.get("text_config") or {}
     return config.get("quantization_config") or text.get("quantization_config") or {}
@@ -126,8 +126,8 @@ def dequantize_state(folder: Path) -> Iterator[StoredTensor]:
     Raises:
         ModelError: the kind of quantization cannot be read here, or a file is damaged.
     """
-    quantization = _quantization(json.loads((folder / "config.json").read_text()))
-    parts = _quantized_parts(folder.name, quantization)
+    quantization = quantization_of(json.loads((folder / "config.json").read_text()))
+    parts = parts_of_quantized(folder.name, quantization)
     with ExitStack() as stack:
         try:
             paths = sorted(folder.glob("*.safetensors"))
@@ -162,7 +162,7 @@ def _decode(payload: Tensor, scales: Tensor, columns: int, quantization: Mapping
     return decode_int4(unpack_int4(payload, columns), scales)
 
 
-def _quantized_parts(name: str, quantization: Mapping[str, Any]) -> tuple[str, str, str]:
+def parts_of_quantized(name: str, quantization: Mapping[str, Any]) -> tuple[str, str, str]:
     """The stored tensors that make up one weight: payload, scales, shape.
 
     Raises:

@@ -81,24 +81,41 @@ def nats_of(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Te
     Returns:
         float32 [n], natural logarithm.
     """
-    return torch.cat(
-        [
-            _nats(h, t, head)
-            for h, t in zip(hidden.split(CHUNK_POSITIONS), targets.split(CHUNK_POSITIONS), strict=True)
-        ]
-    )
+    log_sum, picked = log_sum_and_logit(hidden, targets, head)
+    return log_sum - picked
 
 
-def _nats(hidden: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
+def log_sum_and_logit(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, first: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two halves of −ln p = ln Σ exp(logits) − logit(target), of a whole head or of one shard of it.
+
+    Args:
+        hidden, targets: as for `nats_of`.
+        head: rows `first` and following of a head that is shared out over several devices.
+
+    Returns:
+        float32 [n] each; the logit is −∞ where the target lies in another shard.
+    """
+    parts = [
+        _log_sum_and_logit(h, t - first, head)
+        for h, t in zip(hidden.split(CHUNK_POSITIONS), targets.split(CHUNK_POSITIONS), strict=True)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _log_sum_and_logit(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head
+) -> tuple[torch.Tensor, torch.Tensor]:
     total = _RunningSum(hidden)
-    picked = torch.empty_like(total.maximum)
+    picked = torch.full_like(total.maximum, -torch.inf)
     for start, stop in head.chunks(len(hidden)):
         logits = head.logits(hidden, start, stop)
         inside = (targets >= start) & (targets < stop)
         column = (targets - start).clamp(0, stop - start - 1)
         picked = torch.where(inside, logits.gather(1, column[:, None])[:, 0], picked)
         total.add(logits)
-    return total.log() - picked
+    return total.log(), picked
 
 
 class _RunningSum:

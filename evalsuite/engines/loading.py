@@ -18,7 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evalsuite.core.errors import MeasurementError, MissingDependency, ModelError, OutOfMemory, first_line
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines import cpu_experts
-from evalsuite.engines.dequantize import dequantize_state, is_quantized
+from evalsuite.engines.dequantize import (
+    dequantize_state,
+    is_quantized,
+    parts_of_quantized,
+    quantization_of,
+)
 
 CAUSAL_MODELS: Any = AutoModelForCausalLM  # its own types are not usable
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
@@ -87,6 +92,24 @@ def out_of_memory(what: str) -> Iterator[None]:
         if CPU_OUT_OF_MEMORY not in str(error):
             raise
         raise OutOfMemory(f"{what} does not fit in memory.", cause=str(error).splitlines()[0]) from error
+
+
+def require_readable(checkpoint: Checkpoint) -> None:
+    """Raises ModelError where torch and transformers cannot read checkpoints like this; reads no weight."""
+    if checkpoint.gguf or "auto_map" in checkpoint.config():  # code of its own, which only loading runs
+        return
+    try:
+        config: Any = AutoConfig.from_pretrained(str(checkpoint.folder)).get_text_config()
+        if type(config) not in CAUSAL_MODELS._model_mapping:
+            raise ValueError(f"it has no causal language model for {config.model_type}")
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise ModelError(
+            f"The installed transformers does not know the architecture of {checkpoint.name}.",
+            cause=first_line(error),
+            todo="install a newer one, or run it in vLLM (--engine vllm).",
+        ) from error
+    if is_quantized(checkpoint.config()):
+        parts_of_quantized(checkpoint.name, quantization_of(checkpoint.config()))
 
 
 def load_model(

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from evalsuite.core.errors import MeasurementError, NonFiniteScore
+from evalsuite.core.errors import MeasurementError
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.telemetry import Telemetry
 from evalsuite.data.models import Checkpoint
 from evalsuite.data.windows import TokenWindow
 from evalsuite.engines.base import WindowScore
+from evalsuite.engines.finite import refuse_non_finite
 from evalsuite.engines.head import Head, divergence_of, nats_of
 from evalsuite.engines.loading import load_model, out_of_memory, quiet_transformers, resolve_compute
 from evalsuite.telemetry.machine import read_machine
@@ -164,7 +165,7 @@ class TorchScorer:
         end = 0
         for w in windows:
             begin, end = end, end + w.scored
-            _refuse_non_finite(nats[begin:end], w)
+            refuse_non_finite(nats[begin:end], w)
             scores.append(WindowScore(w.index, nats[begin:end], None if kept is None else kept[begin:end]))
         return scores
 
@@ -210,18 +211,6 @@ def _head_of(model: Any) -> Head:
         raise MeasurementError(f"{type(model).__name__} has no output head.", todo="give a language model.")
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return Head(projection.weight, getattr(projection, "bias", None), softcap)
-
-
-def _refuse_non_finite(nats: np.ndarray[Any, Any], window: TokenWindow) -> None:
-    wrong = np.flatnonzero(~np.isfinite(nats))
-    if len(wrong):
-        place = window.offset + int(wrong[0])
-        raise NonFiniteScore(
-            f"Window {window.index}, token {place} (id {int(window.ids[place])}) has log-probability "
-            f"{-float(nats[wrong[0]])}.",
-            cause="damaged weights, or a type whose range the activations leave (float16 often does).",
-            todo="try --dtype float32; if it stays, the checkpoint is broken. Nothing was skipped.",
-        )
 
 
 def divergences(

@@ -326,11 +326,11 @@ def _check_cpu_linear_attention(name: str, config: dict[str, Any], serving: Serv
     if "linear_num_value_heads" not in text or not built_for_cpu():
         return
     for key in ("linear_key_head_dim", "linear_value_head_dim"):
-        if key in text and text[key] not in CPU_LINEAR_HEADS:
+        if key in text and text[key] > max(CPU_LINEAR_HEADS):
             raise UsageError(
                 f"vLLM on the CPU cannot run the linear attention of {name}: its heads have {text[key]} "
                 "dimensions.",
-                cause=f"the kernel is compiled for {' and '.join(map(str, CPU_LINEAR_HEADS))} only.",
+                cause=f"its kernel is compiled for {' and '.join(map(str, CPU_LINEAR_HEADS))}.",
                 todo="use --engine torch, or serve it on a GPU.",
             )
     stored = text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
+from evalsuite.engines import vllm_cpu_heads
+from evalsuite.engines.vllm_hidden import HiddenScoring
 
-class WorkerExtension:
-    """Methods of a vLLM worker; `model_runner` and `device` are the worker's own."""
+# this module is imported in each of vLLM's workers, before a model runs
+vllm_cpu_heads.install()
 
-    model_runner: Any
+
+class WorkerExtension(HiddenScoring):
+    """Methods of a vLLM worker; `device` is the worker's own."""
+
     device: Any
 
     def hlwq_facts(self) -> dict[str, Any]:

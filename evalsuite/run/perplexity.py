@@ -16,12 +16,13 @@ from evalsuite.data.models import Checkpoint, find_checkpoint
 from evalsuite.data.tokens import TokenStream, tokenise
 from evalsuite.data.windows import Window, count_windows, plan_windows
 from evalsuite.engines.base import Scorer
+from evalsuite.engines.scorers import ScorerChoice, check_scorer, choose_scorer, open_scorer
 from evalsuite.engines.tokenizer import LoadedTokenizer, load_tokenizer
 from evalsuite.measure.divergence import compare, require_comparable
 from evalsuite.measure.perplexity import Progress, score_windows, summarise
 from evalsuite.store.folder import RunFolder
 from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows, utc_now
-from evalsuite.telemetry.machine import package_version, read_machine
+from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.probes import free_disk_bytes
 
 DEMO_WARNING = "the built-in model: a small mixture of experts that shows how the suite works"
@@ -79,7 +80,7 @@ def run_perplexity(
     """
     progress.phase("reading the text")
     corpus = load_corpus(spec.corpus)
-    _check_device(spec)
+    check_scorer(spec)
     progress.phase("finding the model")
     checkpoint = find_checkpoint(spec.model)
     _check_context(checkpoint.name, _config_value(checkpoint, "max_position_embeddings"), spec.protocol)
@@ -89,36 +90,20 @@ def run_perplexity(
     text = prepare_text(corpus, tokenizer, spec)
     _check_disk(spec, checkpoint, text, store.root)
 
-    from evalsuite.engines.torch import (
-        TorchScorer,
-        resolve_compute,
-        torch_threads,
-    )  # torch takes seconds to import
-
-    device, dtype = resolve_compute(spec.device, spec.dtype)
+    choice = choose_scorer(spec, checkpoint)
     identity: dict[str, Any] = {
         "spec": spec.model_dump(mode="json"),
         "weights": checkpoint.fingerprint(),
         "text": text.facts.sha256,
         "tokenizer": tokenizer.sha256,
         "scored_tokens": sum(w.scored for w in text.windows),
-        "dtype": str(dtype),
-        "device": device.type,
-        "cpu_threads": torch_threads(),
-        "torch": package_version("torch"),
-        "transformers": package_version("transformers"),
+        **choice.identity,
     }
     folder = store.begin(spec.kind, checkpoint.slug, spec_hash(spec), identity, mode)
     scorer: Scorer | None = None
     try:
         progress.phase(f"loading {checkpoint.name}")
-        scorer = TorchScorer(
-            checkpoint,
-            device=spec.device,
-            dtype=spec.dtype,
-            trust_remote_code=spec.trust_remote_code,
-            keep_hidden=spec.keep_hidden,
-        )
+        scorer = open_scorer(choice, spec, checkpoint)
         _check_context(checkpoint.name, scorer.facts.max_context, spec.protocol)
         _check_vocabulary(tokenizer, scorer.facts.vocabulary, checkpoint.name)
         batch = None if spec.batch_size == "auto" else spec.batch_size
@@ -128,13 +113,13 @@ def run_perplexity(
         results = summarise(
             pd.DataFrame(folder.rows), available=text.available, load_s=scorer.load_s, scoring=scoring
         )
-        record = _record(folder, spec, "ok", scorer, text).model_copy(
+        record = _record(folder, spec, "ok", choice, scorer, text).model_copy(
             update={"results": results, "telemetry": scorer.memory()}
         )
         record = record.model_copy(update={"warnings": record.warnings + scoring.warnings})
         return Finished(folder.finish(record), record)
     except BaseException as error:
-        folder.leave_unfinished(_record(folder, spec, status_of(error), scorer, text), error)
+        folder.leave_unfinished(_record(folder, spec, status_of(error), choice, scorer, text), error)
         raise
     finally:
         if scorer is not None:
@@ -191,7 +176,12 @@ def _no_divergence(folders: tuple[Path, Path], records: tuple[Record, Record]) -
 
 
 def _record(
-    folder: RunFolder, spec: PerplexitySpec, status: Status, scorer: Scorer | None, text: Text
+    folder: RunFolder,
+    spec: PerplexitySpec,
+    status: Status,
+    choice: ScorerChoice,
+    scorer: Scorer | None,
+    text: Text,
 ) -> Record:
     facts = scorer.facts if scorer else None
     warnings = facts.warnings if facts else ()
@@ -209,7 +199,7 @@ def _record(
         machine=read_machine(),
         model=facts,
         text=text.facts,
-        engaged=facts.engaged if facts else {},
+        engaged={"engine": choice.engine, "engine_why": choice.why} | (facts.engaged if facts else {}),
         warnings=warnings,
         files=tuple(name for name in ("windows.parquet", *(HIDDEN_AND_HEAD if spec.keep_hidden else ()))),
     )
@@ -218,14 +208,6 @@ def _record(
 def _config_value(checkpoint: Checkpoint, key: str) -> int | None:
     config = checkpoint.config()
     return (config.get("text_config") or {}).get(key) or config.get(key)
-
-
-def _check_device(spec: PerplexitySpec) -> None:
-    """A missing GPU is found out before a model is downloaded; torch takes seconds to import."""
-    if spec.device != "auto":
-        from evalsuite.engines.torch import resolve_compute
-
-        resolve_compute(spec.device, spec.dtype)
 
 
 def _check_context(model: str, longest: int | None, protocol: WindowProtocol) -> None:

@@ -1,5 +1,6 @@
 """Chunked log-probabilities and divergences against full logits in float64."""
 
+import itertools
 import math
 import weakref
 
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from evalsuite.engines import head as head_module
-from evalsuite.engines.head import Head, divergence_of, nats_of
+from evalsuite.engines.head import Head, divergence_of, log_sum_and_logit, nats_of
 
 POSITIONS, WIDTH, VOCABULARY = 37, 16, 1000
 
@@ -47,6 +48,21 @@ def test_nats_are_those_of_full_logits(bias, softcap, dtype):
     targets[:3] = torch.tensor([0, VOCABULARY - 1, 256])
     expected = oracles.nats(logits_of(hidden, head), targets)
     torch.testing.assert_close(nats_of(hidden, targets, head).double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("bounds", [(0, 1000), (0, 500, 1000), (0, 1, 256, 999, 1000)])
+def test_shards_of_a_head_add_up(bounds):
+    head = make_head(bias=True, softcap=3.0)
+    hidden, targets = torch.randn(POSITIONS, WIDTH), torch.randint(VOCABULARY, (POSITIONS,))
+    shards = [
+        log_sum_and_logit(hidden, targets, Head(head.weight[a:b], head.bias[a:b], head.softcap), a)
+        for a, b in itertools.pairwise(bounds)
+    ]
+    log_sum = torch.stack([shard[0] for shard in shards]).logsumexp(0)
+    logits = torch.stack([shard[1] for shard in shards])
+    assert (logits.isfinite().sum(0) == 1).all(), "each target lies in one shard"
+    torch.testing.assert_close(log_sum - logits.amax(0), nats_of(hidden, targets, head))
 
 
 @pytest.mark.usefixtures("_chunks")

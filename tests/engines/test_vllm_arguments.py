@@ -214,12 +214,13 @@ class TestDevices:
             engine_arguments(checkpoint(MOE), Serving(gpus=(0,)))
         engine_arguments(checkpoint(MOE), Serving())
 
-    @pytest.mark.parametrize("change", [{"linear_key_head_dim": 32}, {"linear_value_head_dim": 256}])
+    @pytest.mark.parametrize("change", [{"linear_key_head_dim": 192}, {"linear_value_head_dim": 256}])
     def test_linear_attention_on_a_cpu_is_refused_in_shapes_without_a_kernel(
         self, checkpoint, machine, change
     ):
         machine(version="0.32.0+cpu")
         engine_arguments(checkpoint(MOE | GDN), Serving())
+        engine_arguments(checkpoint(MOE | GDN | {"linear_key_head_dim": 32}), Serving())  # padded
         with pytest.raises(UsageError, match=f"{next(iter(change.values()))} dimensions"):
             engine_arguments(checkpoint(MOE | GDN | change), Serving())
         with pytest.raises(UsageError, match="float32"):

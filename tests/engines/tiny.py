@@ -6,7 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeTextConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from evalsuite.data.models import find_checkpoint
 from evalsuite.data.tokens import TokenStream
@@ -41,6 +48,17 @@ def qwen3_5_moe(**changes):
         "initializer_range": 0.2,
     }  # fmt: skip
     return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**options | changes))
+
+
+def qwen3_moe(**changes):
+    torch.manual_seed(3)
+    options = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "moe_intermediate_size": 16,
+        "num_experts": 16, "num_experts_per_tok": 2, "norm_topk_prob": True,
+        "max_position_embeddings": 512, "initializer_range": 0.2,
+    }  # fmt: skip
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**options | changes))
 
 
 def write(model, folder, dtype=torch.float32):
