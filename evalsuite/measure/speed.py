@@ -74,7 +74,8 @@ def summarise(tokens: pd.DataFrame, *, input_len: int, load: LoadTimes) -> Speed
         stop=("last", "max"), n=("n", "sum"), requests=("n", "size"),
     )  # fmt: skip
     _refuse_no_time(repeats)
-    gaps = counted["stamp_s"].diff()[counted["position"] > 0].to_numpy(dtype=np.float64)
+    gaps = _floats(counted["stamp_s"].diff()[counted["position"] > 0])
+    p50, p90, p99 = np.quantile(gaps, [0.5, 0.9, 0.99])
     return SpeedResult(
         input_len=input_len,
         output_len=int(requests["n"].iloc[0]),
@@ -83,9 +84,9 @@ def summarise(tokens: pd.DataFrame, *, input_len: int, load: LoadTimes) -> Speed
         warmups=int(tokens.loc[tokens["warmup"], "repeat"].nunique()),
         ttft_s=estimate(_floats(repeats["ttft"])),
         tpot_s=estimate(_floats(repeats["tpot"])),
-        itl_p50_s=float(np.percentile(gaps, 50)),
-        itl_p90_s=float(np.percentile(gaps, 90)),
-        itl_p99_s=float(np.percentile(gaps, 99)),
+        itl_p50_s=float(p50),
+        itl_p90_s=float(p90),
+        itl_p99_s=float(p99),
         decode_tokens_per_s=estimate(_floats(1 / repeats["tpot"])),
         output_tokens_per_s=estimate(_floats(repeats["n"] / (repeats["stop"] - repeats["start"]))),
         prefill_tokens_per_s=estimate(
