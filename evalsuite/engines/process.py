@@ -66,7 +66,7 @@ class ProcessGenerator:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | _device_environment(serving.gpus) | {MARK: self._mark},
+                env=device_environment(serving.gpus) | {MARK: self._mark},
             )
         self._connection = Connection(ours.detach())
         self.pid = self._child.pid
@@ -218,10 +218,11 @@ def _signal(processes: Sequence[psutil.Process], sign: signal.Signals) -> None:
             process.send_signal(sign)
 
 
-def _device_environment(gpus: Sequence[int]) -> dict[str, str]:
-    """Make these devices the only visible ones, counted as the driver counts them."""
-    if not gpus:
-        return {}
-    inherited = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    names = [inherited[gpu] if gpu < len(inherited) else str(gpu) for gpu in gpus]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
+def device_environment(gpus: Sequence[int]) -> dict[str, str]:
+    """This environment, with these devices the only visible ones; they count as the driver counts them."""
+    environment = dict(os.environ)
+    if gpus:
+        inherited = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        names = [inherited[gpu] if gpu < len(inherited) else str(gpu) for gpu in gpus]
+        environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(names)}
+    return environment

@@ -15,7 +15,7 @@ import pytest
 from evalsuite.core.errors import EngineDied, MeasurementError, OutOfMemory, TimedOut, UsageError
 from evalsuite.core.spec import Serving
 from evalsuite.engines.base import Generated
-from evalsuite.engines.process import ProcessGenerator
+from evalsuite.engines.process import ProcessGenerator, device_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [np.arange(5), np.arange(3)]
@@ -145,14 +145,12 @@ def test_killed_by_the_caller_is_no_lack_of_memory(opened):
 
 
 def test_only_the_gpus_asked_for_are_visible(monkeypatch):
-    from evalsuite.engines.process import _device_environment
-
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _device_environment(()) == {}
-    assert _device_environment((1, 0))["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert "CUDA_VISIBLE_DEVICES" not in device_environment(())
+    assert device_environment((1, 0))["CUDA_VISIBLE_DEVICES"] == "1,0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert _device_environment((1,))["CUDA_VISIBLE_DEVICES"] == "6"
-    assert _device_environment((1,))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert device_environment((1,))["CUDA_VISIBLE_DEVICES"] == "6"
+    assert device_environment((1,))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 DRIVER = """
@@ -160,7 +158,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from evalsuite.core.spec import Serving
-from evalsuite.engines.process import ProcessGenerator
+from evalsuite.engines.process import ProcessGenerator, device_environment
 engine = ProcessGenerator(sys.argv[1], Serving(), Path(sys.argv[2]), 60)
 print(engine.pid, flush=True)
 try:
