@@ -52,7 +52,10 @@ def summary_table(record: Record, result: PerplexityResult) -> Table[Pair]:
         ("tokens through the model/s", f"{result.forward_tokens_per_s:,.0f}"),
         ("time: load, score", f"{duration(result.load_s)}, {duration(result.scoring_s)}"),
         ("weights on disk", f"{si_bytes(model.stored_bytes)} ({model.stored})"),
-        ("peak memory of the process", si_bytes(memory.rss_peak_bytes)),
+        (
+            "peak memory of the process",
+            NOT_MEASURED if memory.rss_peak_bytes is None else si_bytes(memory.rss_peak_bytes),
+        ),
     ]
     if memory.gpu_allocated_peak_bytes is not None:
         rows.append(("peak GPU memory allocated", si_bytes(memory.gpu_allocated_peak_bytes)))
