@@ -14,6 +14,7 @@ from evalsuite.core.errors import EvalError, NotEngaged
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import LoadTimes, SpeedResult
+from evalsuite.core.telemetry import EngineMemory
 from evalsuite.engines.base import Generator
 from evalsuite.engines.geometry import read_geometry
 from evalsuite.measure.roofline import bound
@@ -29,6 +30,7 @@ class Cell:
 
     Attributes:
         counters, prefill_counters: of the expert cache over the counted repeats, and over one more prefill.
+        memory: as the engine reports it.
     """
 
     def __init__(self, spec: SpeedSpec, subject: Subject, folder: Path) -> None:
@@ -36,6 +38,7 @@ class Cell:
         self._repeats: list[pd.DataFrame] = []
         self.counters: CacheCounters | None = None
         self.prefill_counters: CacheCounters | None = None
+        self.memory: EngineMemory | None = None
 
     def measure(self, engine: Generator, phase: Callable[[str], None]) -> None:
         """Run all rounds, and keep every token's time.
@@ -65,6 +68,7 @@ class Cell:
         finally:
             if self._repeats:
                 self.tokens.to_parquet(self._folder / TOKENS, index=False)
+        self.memory = engine.memory()
         self.counters = engine.expert_cache()
         require_expert_cache(self._spec, self.counters)
         if self.counters is not None:

@@ -1,12 +1,13 @@
 """The engine of one group of cells: opened when needed, resized between cells, replaced after a failure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evalsuite.core.errors import EvalError, UsageError
 from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.core.speed import LoadTimes
 from evalsuite.engines.process import ProcessGenerator
+from evalsuite.telemetry.pagecache import resident_share
 
 Opener = Callable[[str, Serving, Path, float], ProcessGenerator]
 
@@ -58,8 +59,16 @@ class HeldEngine:
         self._size = size
         return self._engine
 
-    def start(self) -> None:
+    @property
+    def pid(self) -> int | None:
+        """Of the child; None while there is none."""
+        return self._engine.pid if self._engine is not None else None
+
+    def start(self, weights: Sequence[Path]) -> None:
         """Load, unless it runs already; a failure is remembered for the other cells of this cache size.
+
+        Args:
+            weights: files that it reads; how much of them is in the page cache before is kept in `load`.
 
         Raises:
             EvalError: as `ProcessGenerator.start` has it.
@@ -67,12 +76,14 @@ class HeldEngine:
         assert self._engine is not None, "acquire() comes first"
         if self._started:
             return
+        resident = resident_share(weights)
         try:
             self._engine.start()
         except EvalError as error:
             self._refused[self._size] = error
             raise
-        self._started, self.load = True, self._engine.load
+        self._started = True
+        self.load = self._engine.load.model_copy(update={"resident_share": resident})
 
     def drop(self) -> None:
         """End the child, if there is one."""

@@ -7,20 +7,20 @@ tried again. Out of memory, a crash and a timeout are results, and the sweep goe
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from evalsuite.core.bandwidth import Bandwidth
-from evalsuite.core.errors import EvalError, StorageError
+from evalsuite.core.errors import EvalError, ResumeMismatch, StorageError
 from evalsuite.core.record import Record, status_of
 from evalsuite.core.spec import Serving, SpeedSpec, spec_hash
 from evalsuite.core.sweep import groups, label
-from evalsuite.core.units import duration
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.engines.process import ProcessGenerator
+from evalsuite.engines.select import choose_engine
 from evalsuite.run.cell import TOKENS, Cell, engaged
 from evalsuite.run.held import HeldEngine, Opener
 from evalsuite.run.idle import IdleMemory
@@ -29,8 +29,10 @@ from evalsuite.run.perplexity import DEMO_WARNING, Finished
 from evalsuite.run.resume import finished_cell
 from evalsuite.run.subject import Subject
 from evalsuite.store.folder import RunFolder, storage_errors
-from evalsuite.store.runs import RunStore, utc_now
+from evalsuite.store.runs import ResumeMode, RunStore, utc_now
 from evalsuite.telemetry.machine import read_machine
+from evalsuite.telemetry.samples import LINES, PARQUET
+from evalsuite.telemetry.watch import Watch
 
 LOG = "engine.log"
 
@@ -54,14 +56,14 @@ class Plan:
     Attributes:
         subjects: of every model among the cells.
         seed: decides the order of the cells.
-        fresh: measure also what is finished.
+        mode: ``fresh`` measures also what is finished; ``resume`` insists that something is.
         opener: makes an engine's process.
     """
 
     store: RunStore
     subjects: dict[str, Subject]
     seed: int
-    fresh: bool
+    mode: ResumeMode
     progress: SweepProgress
     opener: Opener = ProcessGenerator
 
@@ -93,11 +95,16 @@ class Sweep:
     def run(self) -> list[Finished]:
         """See `run_sweep`."""
         plan, total = self._plan, len(self._chosen)
-        for cell in () if plan.fresh else self._chosen:
+        for cell in () if plan.mode == "fresh" else self._chosen:
             if found := finished_cell(plan.store, cell, plan.subjects[cell.model], self._machine):
                 self._finished[spec_hash(cell)] = found
         if self._finished:
             plan.progress.phase(f"{len(self._finished)} of {total} cells were measured before")
+        elif plan.mode == "resume":
+            raise ResumeMismatch(
+                "No cell of this sweep has been measured under these conditions.",
+                todo="leave out --resume to start it.",
+            )
         left = [cell for cell in self._chosen if spec_hash(cell) not in self._finished]
         claims = [Claim(group[0].serving.gpus, group) for group in groups(left, plan.seed)]
         Lanes(self._run_group, self._stop, self._kill).run(claims)
@@ -125,16 +132,23 @@ class Sweep:
         plan.progress.phase(label(cell))
         folder = plan.store.begin(
             cell.kind, subject.checkpoint.slug, spec_hash(cell), {"spec": cell.model_dump(mode="json")},
-            "fresh" if plan.fresh else "auto",
+            "fresh" if plan.mode == "fresh" else "auto",
         )  # fmt: skip
-        for scrap in (TOKENS, LOG, "run.json"):  # of an attempt that broke off
+        for scrap in (TOKENS, PARQUET, LINES, LOG, "run.json"):  # of an attempt that broke off
             (folder.path / scrap).unlink(missing_ok=True)
         log_start = held.log.stat().st_size if held.log.exists() else 0
         measuring = Cell(cell, subject, folder.path)
         record = self._blank(folder, cell, subject, notes)
+        watch = Watch(
+            folder.path,
+            lambda: held.pid,
+            cell.serving.gpus,
+            {"checkpoint": subject.checkpoint.weight_files()},
+        )
         try:
             try:
-                record = self._measure(cell, held, measuring, record, bandwidth)
+                with watch:
+                    record = self._measure(cell, held, measuring, record, bandwidth, watch.phase)
             except StorageError:
                 raise
             except EvalError as error:
@@ -142,10 +156,11 @@ class Sweep:
                 if self._stop.is_set():
                     raise KeyboardInterrupt from error
                 record = record.model_copy(update={"status": status_of(error), "error": str(error)})
+            telemetry = watch.summary().model_copy(update={"engine": measuring.memory})
             record = record.model_copy(
                 update={
                     "finished": utc_now(), "warnings": (*record.warnings, *held.warnings),
-                    "files": self._keep_files(folder, held.log, log_start),
+                    "telemetry": telemetry, "files": self._keep_files(folder, held.log, log_start),
                 }
             )  # fmt: skip
             finished = Finished(folder.finish(record), record)
@@ -166,19 +181,24 @@ class Sweep:
         measuring: Cell,
         record: Record,
         bandwidth: Bandwidth | EvalError,
+        phase: Callable[[str], None],
     ) -> Record:
+        checkpoint = self._plan.subjects[cell.model].checkpoint
         engine = held.acquire(cell)
-        held.start()
+        phase("load")
+        held.start(checkpoint.weight_files())
         engine.deadline_s = time.monotonic() + cell.workload.timeout_s
-        measuring.measure(engine, lambda _phase: None)
+        measuring.measure(engine, phase)
         assert held.load is not None
+        name, why = choose_engine(cell.serving, checkpoint)
+        proofs = engaged(engine.facts, measuring, held.loaded_with)
         return record.model_copy(
             update={
                 "status": "ok",
                 "model": engine.facts,
                 "results": measuring.summarise(engine.facts, held.load, bandwidth),
                 "expert_cache": measuring.counters,
-                "engaged": engaged(engine.facts, measuring, held.loaded_with),
+                "engaged": proofs | {"engine": name, "because": why},
                 "warnings": (*record.warnings, *engine.facts.warnings),
             }
         )
@@ -204,7 +224,7 @@ class Sweep:
             with storage_errors(folder.path), log.open("rb") as source:
                 source.seek(start)
                 (folder.path / LOG).write_bytes(source.read())
-        return tuple(name for name in (TOKENS, LOG) if (folder.path / name).is_file())
+        return tuple(name for name in (TOKENS, PARQUET, LOG) if (folder.path / name).is_file())
 
     def _bandwidth(self, gpu: int | None) -> Bandwidth | EvalError:
         """Measured once a device, before an engine is on it; no other lane has this one."""
@@ -237,5 +257,4 @@ def outcome(record: Record) -> str:
     what = label(SpeedSpec.model_validate(record.spec))
     if record.results is None or record.results.kind != "speed":
         return f"{what}: {record.status}: {(record.error or '').partition(chr(10))[0]}"
-    speed = record.results.decode_tokens_per_s.mean
-    return f"{what}: {speed:.3g} tokens/s, loaded in {duration(record.results.load.total_s)}"
+    return f"{what}: {record.results.decode_tokens_per_s.mean:.3g} tokens/s"

@@ -62,7 +62,7 @@ class Bench:
         self.watcher = Watcher()
         settings = {
             "store": RunStore(self.folder / "results"), "subjects": {"demo": self.subject}, "seed": 0,
-            "fresh": False, "progress": self.watcher, "opener": self.open,
+            "mode": "auto", "progress": self.watcher, "opener": self.open,
         }  # fmt: skip
         return speed.Plan(**settings | changes)
 

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from evalsuite.core.errors import ResumeMismatch
 from evalsuite.core.record import Record
 from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.run import speed
@@ -29,10 +30,14 @@ def test_a_sweep_of_three_sizes_loads_once(bench):
         result = one.record.results
         assert (result.repeats, result.warmups, result.output_len, result.concurrency) == (2, 1, 4, 1)
         assert result.bound.share > 0
-        assert one.record.files == ("tokens.parquet", "engine.log")
+        assert one.record.files == ("tokens.parquet", "telemetry.parquet", "engine.log")
         tokens = pd.read_parquet(one.path / "tokens.parquet")
         assert len(tokens) == 3 * 4
         assert tokens["warmup"].sum() == 4
+        assert one.record.telemetry.rss_peak_bytes > 10_000_000
+        names = [phase.name for phase in one.record.telemetry.phases]
+        assert names[-1] == "prefill" or one.record.expert_cache is None
+        assert names.count("decode") == 3
     # the same prompts in every cell: the script's tokens follow from them
     first, *others = (pd.read_parquet(f.path / "tokens.parquet")["token"].tolist() for f in found)
     assert others == [first, first]
@@ -52,9 +57,15 @@ def test_finished_cells_are_found_again_and_fresh_ones_are_not(bench):
     again = bench.run()
     assert [f.path for f in again] == [f.path for f in first]
     assert bench.opened == []
-    anew = bench.run(fresh=True)
+    anew = bench.run(mode="fresh")
     assert not {f.path for f in anew} & {f.path for f in first}
     assert len(folders(bench)) == 6
+
+
+def test_resuming_what_never_began_is_refused(bench):
+    with pytest.raises(ResumeMismatch, match="No cell"):
+        bench.run(mode="resume")
+    assert bench.opened == []
 
 
 def test_other_weights_are_another_measurement(bench):
