@@ -14,8 +14,8 @@ from evalsuite.engines.vllm_arguments import engine_arguments, vllm_installed
 def choose_engine(serving: Serving, checkpoint: Checkpoint) -> tuple[str, str]:
     """The engine for a request, ``torch``, ``vllm`` or ``server``, and why in half a sentence.
 
-    ``auto`` takes vLLM where it is installed and can honour the request on a GPU, and torch elsewhere. A server
-    is only taken when asked for, or when there is a URL.
+    ``auto`` takes vLLM where it is installed and can honour the request on a GPU, and torch elsewhere; a
+    server only when there is a URL.
 
     Raises:
         EvalError: an engine was asked for by name that cannot honour the request, or none can.

@@ -21,6 +21,7 @@ from evalsuite.core.errors import (
 LOG_LINES = 12
 LONGEST_CAUSE = 400  # characters of vLLM's own message
 PREFIX = re.compile(r"^(\([^)]*pid=\d+\) ?|\[rank\d+\]: ?|[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)+")
+WARNING = re.compile(r"\bWARNING \d\d-\d\d ")
 ERROR_LINE = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure): \S")
 OUTER = ("Engine core initialization failed", "EngineCore encountered an issue", "WorkerProc initialization")
 
@@ -83,7 +84,7 @@ KNOWN = (
     ),
     KnownCause(
         r"Can't load (?:image processor|feature extractor|video processor)"
-        r"|(?:no|not? (?:find|have|contain)[^\n]*|missing[^\n]*)\bpreprocessor_config\.json",
+        r"|\b(?:not?|missing)\b[^\n]*\bpreprocessor_config\.json",
         ModelError,
         "vLLM reads preprocessor_config.json of a multimodal model even when it serves its text part alone, "
         "and the checkpoint has none.",
@@ -174,22 +175,22 @@ KNOWN = (
 def recognise(text: str) -> KnownCause | None:
     """The first known cause whose mark is in the text.
 
-    A traceback's own source lines and logged settings are no evidence, so only error messages are searched
-    first, and the whole text only for lack of a match there.
+    Error messages are searched first, and the whole text for lack of a match there; but the marks of a usage
+    error, such as ``max_model_len``, are no evidence in logged settings and in source lines.
     """
     messages = "\n".join(error_messages(text))
-    for searched in (messages, text):
-        for known in KNOWN:
-            if searched is text and known.error is UsageError:
-                continue  # these marks occur in settings and source lines as well
-            if re.search(known.pattern, searched):
-                return known
-    return None
+    if found := next((known for known in KNOWN if re.search(known.pattern, messages)), None):
+        return found
+    grave = (known for known in KNOWN if known.error is not UsageError)
+    return next((known for known in grave if re.search(known.pattern, text)), None)
 
 
 def error_messages(text: str) -> list[str]:
-    """Lines that end a traceback, such as ``ValueError: …``, each with the line after it."""
-    lines = [PREFIX.sub("", line) for line in text.splitlines()]
+    """Lines that end a traceback, such as ``ValueError: …``, each with the line after it.
+
+    What is logged as a warning did not end anything: vLLM warns with whole tracebacks.
+    """
+    lines = [PREFIX.sub("", line) for line in text.splitlines() if not WARNING.search(line)]
     found: list[str] = []
     for place, line in enumerate(lines):
         if ERROR_LINE.match(line):
