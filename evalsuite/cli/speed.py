@@ -176,7 +176,8 @@ def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
         raise UsageError(
-            f"{flag} {text} is not a list of whole numbers from {least}.", todo=f"write {flag} 1,2 for two."
+            f"{flag} {text} is not a list of whole numbers from {least}.",
+            todo=f"write {flag} {least + 1},{least + 2} for two of them.",
         )
     found = tuple(map(int, parts))
     if len(set(found)) < len(found):

@@ -10,6 +10,7 @@ from evalsuite.core.errors import MeasurementError
 from evalsuite.core.spec import Serving, SpeedSpec, Workload
 from evalsuite.core.sweep import Axes, cells, label
 from evalsuite.data.corpora import load_corpus
+from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.report.speed import (
     Row,
@@ -17,6 +18,7 @@ from evalsuite.report.speed import (
     failure_table,
     forecast_table,
     graph_ratios,
+    latency_table,
     mode_pairs,
     speed_table,
 )
@@ -28,7 +30,7 @@ from evalsuite.run.rows import rows_of_other_devices, speed_rows
 from evalsuite.run.speed import Plan, run_sweep
 from evalsuite.run.subject import check_cache_sizes, prepare
 from evalsuite.store.runs import ResumeMode, RunStore
-from evalsuite.telemetry.machine import read_gpus
+from evalsuite.telemetry.machine import read_machine
 
 ON_THE_BUILT_IN_MODEL = (
     "No model was named: this is the built-in one, which shows how the command works. "
@@ -56,12 +58,14 @@ def measure(
     if no_model:
         screen.note(ON_THE_BUILT_IN_MODEL)
     chosen, store = cells(axes, serving, workload), RunStore(results)
+    for model in axes.models:  # before a text is downloaded for it
+        find_checkpoint(model, weights=serving.load_format != "dummy")
     corpus = load_corpus(workload.corpus)
     subjects = {model: prepare(model, serving, workload, corpus) for model in axes.models}
     for note in check_cache_sizes(subjects[axes.models[0]].checkpoint, axes.cache_sizes):
         screen.warn(note)
-    gpus = read_gpus()[0]
-    refuse_impossible(chosen, subjects, gpus)
+    machine = read_machine()
+    refuse_impossible(chosen, subjects, machine)
     if dry_run:
         bandwidths: dict[int | None, Bandwidth] = {}
 
@@ -70,7 +74,7 @@ def measure(
                 bandwidths[gpu] = measure_bandwidth(gpu)
             return bandwidths[gpu]
 
-        found = forecast(chosen, subjects, gpus, bandwidth_of)
+        found = forecast(chosen, subjects, machine, bandwidth_of)
         screen.table(forecast_table([(label(one.cell), one) for one in found]))
         screen.document([one.as_dict() for one in found])
         return
@@ -104,7 +108,7 @@ def _show(screen: Screen, store: RunStore, finished: Sequence[Finished]) -> None
     everywhere = [*rows, *rows_of_other_devices(store, rows)]
     tables: list[Table[Any]] = []
     if rows:
-        tables.append(speed_table(rows))
+        tables += [speed_table(rows), latency_table(rows)]
         if table := device_table(everywhere):
             tables.append(table)
     failed = [one.record for one in finished if one.record.status != "ok"]
@@ -129,7 +133,7 @@ def _show(screen: Screen, store: RunStore, finished: Sequence[Finished]) -> None
 def _pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The pictures that these rows are enough for."""
     paths: list[Path] = []
-    caption = "Points are means over repeats with 95 % t-intervals; dotted lines are bounds from measured bandwidths."
+    caption = "Means over repeats with 95 % t-intervals; dotted lines are bounds from measured bandwidths."
     candidate = [row for row in rows if row.spec.model == rows[0].spec.model]
     if len({row.spec.serving.moe_expert_cache_size for row in candidate}) > 1:
         paths.append(cache_curves(candidate, caption, folder / "speed_cache")[0])

@@ -12,7 +12,7 @@ class Forecast:
 
     Attributes:
         weights_bytes, request_bytes: on each device: weights and expert slots; keys, values and states.
-        device_bytes: memory of each device; None on the CPU.
+        device_bytes: memory of each device, which is the machine's on a CPU.
         tokens_per_s: bound on the decode speed of one sequence, every expert found on the device.
         all_misses_tokens_per_s: the same where every expert has to be copied; None without an expert cache.
         absent: why there is no prediction.

@@ -105,7 +105,8 @@ def _shuffled(rng: random.Random, sizes: dict[int | None, list[SpeedSpec]]) -> l
 
 def label(cell: SpeedSpec) -> str:
     """A cell in one line, for progress and messages."""
-    serving, parts = cell.serving, [cell.model]
+    # of a path, the last part tells models apart well enough
+    serving, parts = cell.serving, [cell.model.rstrip("/").rpartition("/")[2]]
     if serving.moe_expert_cache_size is not None:
         parts.append(f"cache {serving.moe_expert_cache_size}")
     parts.append("eager" if serving.enforce_eager else "graphs")

@@ -61,7 +61,7 @@ def bound(
 
 
 def verdict(bound: Bound, graphs_over_eager: float | None) -> str:
-    """What binds a cell, in words.
+    """What binds a cell, with its share of the time of a token.
 
     Args:
         graphs_over_eager: decode speed with CUDA graphs over that of eager mode, for a cell that ran in
@@ -69,15 +69,15 @@ def verdict(bound: Bound, graphs_over_eager: float | None) -> str:
     """
     memory, transfer, compute = parts(bound)
     if transfer >= max(BINDS, memory):
-        return f"transfers: {_percent(transfer)} of the time is copying experts"
+        return f"transfers {_percent(transfer)}"
     if compute >= max(BINDS, memory):
-        return f"compute: {_percent(compute)} of the time at the measured matrix rate"
+        return f"compute {_percent(compute)}"
     if memory >= BINDS:
-        return f"memory: {_percent(memory)} of the time at the measured bandwidth"
+        return f"memory {_percent(memory)}"
     if graphs_over_eager is not None and graphs_over_eager >= GRAPHS_HELP:
-        return f"launch overhead: CUDA graphs are {graphs_over_eager:.3g}× faster"
-    rest = f"overhead: {_percent(max(0.0, 1 - memory - transfer))} is neither memory nor transfers"
-    return f"{rest}, and graphs do not help" if graphs_over_eager is not None else rest
+        return f"launches: graphs are {graphs_over_eager:.3g}× faster"
+    rest = f"overhead {_percent(max(0.0, 1 - memory - transfer - compute))}"
+    return f"{rest}, not launches" if graphs_over_eager is not None else rest
 
 
 def parts(bound: Bound) -> tuple[float, float, float]:

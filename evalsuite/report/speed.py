@@ -68,7 +68,7 @@ SETTINGS = (
     Setting("mode", lambda r: r.mode, "{}"),
     Setting("on", lambda r: r.device, "on {}"),
     Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", ""),
-    Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), "tensor parallel {}"),
+    Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), ""),
     Setting("concurrency", lambda r: str(r.result.concurrency), "concurrency {}"),
     Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}"),
     Setting("dtype", lambda r: r.record.model.dtype if r.record.model else "—", "{}"),
@@ -84,41 +84,61 @@ def slots(spec: SpeedSpec) -> str:
 
 
 def speed_table(rows: Sequence[Row]) -> Table[Row]:
-    """One row a cell; settings that all cells share stand in the caption."""
-    varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
-    settings = [Column[Row](s.title, s.get) for s in varying] or [Column[Row]("model", lambda r: r.model)]
-    shared = [s.sentence.format(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
-    measured = [
+    """Decode speed beside its bound, a row for each cell; what all cells share stands in the caption."""
+    settings, shared = _settings(rows)
+    columns = [
+        *settings,
         Column[Row]("decode", lambda r: _pm(r.result.decode_tokens_per_s), "tok/s", "higher"),
         Column[Row]("bound", lambda r: _bound(r), "tok/s"),
         Column[Row]("reached", lambda r: _share(r), "%"),
-        Column[Row]("TTFT", lambda r: _pm(r.result.ttft_s, 1000), "ms", "lower"),
-        Column[Row]("ITL p50", lambda r: f"{1000 * r.result.itl_p50_s:.3g}", "ms", "lower"),
-        Column[Row]("ITL p99", lambda r: f"{1000 * r.result.itl_p99_s:.3g}", "ms", "lower"),
-        Column[Row]("output", lambda r: _pm(r.result.output_tokens_per_s), "tok/s", "higher"),
-        Column[Row]("prefill", lambda r: _pm(r.result.prefill_tokens_per_s), "tok/s", "higher"),
+        Column[Row]("what binds it", lambda r: r.verdict),
     ]
     optional = [
         Column[Row]("hits", _hit_rate, "%", "higher"),
         Column[Row]("same tokens", _agreement, "%", "higher"),
     ]
-    shown = [column for column in optional if any(column.get(row) != NOT_MEASURED for row in rows)]
-    end = [Column[Row]("load", _load, "s"), Column[Row]("what binds it", lambda r: r.verdict)]
-    return Table("Speed", [*settings, *measured, *shown, *end], rows, _caption(rows, shared, bool(shown)))
-
-
-def _caption(rows: Sequence[Row], shared: Sequence[str], optional: bool) -> str:
+    columns += [column for column in optional if any(column.get(row) != NOT_MEASURED for row in rows)]
     parts = [
         *graph_ratios(rows),
-        ", ".join(shared) + "." if shared else "",
-        "decode is 1/TPOT of one sequence; output counts all requests from submission to last token. "
-        "± is half the 95 % t-interval over repeats. The bound is bytes per token over measured bandwidth.",
+        shared,
+        "decode: 1/TPOT of one sequence, ± half the 95 % t-interval over repeats. Bound: bytes that a token "
+        "needs over measured bandwidths. Overhead: time that memory, transfers and compute do not explain.",
     ]
-    if optional:
-        parts.append("Same tokens: before the first difference from the uncached arm of the same model.")
+    if any(not row.is_reference and row.agreement is not None for row in rows):
+        parts.append("Same tokens: those before the first difference from the model's uncached arm.")
     if any(row.spec.serving.load_format == "dummy" for row in rows):
         parts.append("Dummy weights: which experts they choose is not a trained model's.")
-    return " ".join(filter(None, parts))
+    return Table("Speed", columns, rows, " ".join(filter(None, parts)))
+
+
+def latency_table(rows: Sequence[Row]) -> Table[Row]:
+    """Times of first and later tokens, throughput of all requests together, and loading."""
+    settings, shared = _settings(rows)
+    columns = [
+        *settings,
+        Column[Row]("TTFT", lambda r: _pm(r.result.ttft_s, 1000), "ms", "lower"),
+        Column[Row]("ITL p50", lambda r: _ms(r.result.itl_p50_s), "ms", "lower"),
+        Column[Row]("p90", lambda r: _ms(r.result.itl_p90_s), "ms", "lower"),
+        Column[Row]("p99", lambda r: _ms(r.result.itl_p99_s), "ms", "lower"),
+        Column[Row]("output", lambda r: _pm(r.result.output_tokens_per_s), "tok/s", "higher"),
+        Column[Row]("prefill", lambda r: _pm(r.result.prefill_tokens_per_s), "tok/s", "higher"),
+        Column[Row]("load", _load, "s"),
+    ]
+    return Table(
+        "Latency and throughput",
+        columns,
+        rows,
+        f"{shared} Output: tokens of all requests from first submission to last token. Prefill: prompt "
+        "tokens to the last first token. A warm load finds the checkpoint in the page cache.",
+    )
+
+
+def _settings(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
+    """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
+    varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
+    columns = [Column[Row](s.title, s.get) for s in varying] or [Column[Row]("model", lambda r: r.model)]
+    shared = [s.sentence.format(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
+    return columns, ", ".join(shared) + "." if shared else ""
 
 
 def graph_ratios(rows: Sequence[Row]) -> list[str]:
@@ -201,12 +221,12 @@ def forecast_table(rows: Sequence[tuple[str, Forecast]]) -> Table[tuple[str, For
         Column[tuple[str, Forecast]]("requests", lambda r: _bytes(r[1].request_bytes)),
         Column[tuple[str, Forecast]]("device", lambda r: _bytes(r[1].device_bytes)),
         Column[tuple[str, Forecast]]("fits", lambda r: _fits(r[1])),
-        Column[tuple[str, Forecast]]("bound", lambda r: _rate(r[1].tokens_per_s), "tok/s"),
+        Column[tuple[str, Forecast]]("bound", lambda r: _rate_cell(r[1].tokens_per_s), "tok/s"),
     ]
     if cached:
         columns.append(
             Column[tuple[str, Forecast]](
-                "bound, all misses", lambda r: _rate(r[1].all_misses_tokens_per_s), "tok/s"
+                "bound, all misses", lambda r: _rate_cell(r[1].all_misses_tokens_per_s), "tok/s"
             )
         )
     absent = dict.fromkeys(f.absent for _, f in rows if f.absent)
@@ -217,7 +237,7 @@ def forecast_table(rows: Sequence[tuple[str, Forecast]]) -> Table[tuple[str, For
         " ".join(
             (
                 "Derived from config.json and measured bandwidths, for one sequence. Requests are keys, "
-                "values and states at their ends; an engine reserves more, as vLLM fills its share of the GPU.",
+                "values and states at their ends; vLLM reserves more, all of its share of the GPU.",
                 *absent,
             )
         ),
@@ -232,7 +252,7 @@ def _pm(value: Estimate, scale: float = 1.0) -> str:
 
 def _bound(row: Row) -> Cell:
     found = row.result.bound
-    return Cell(f"{found.tokens_per_s:.3g}") if found else NOT_MEASURED
+    return Cell(_rate(found.tokens_per_s)) if found else NOT_MEASURED
 
 
 def _share(row: Row) -> Cell:
@@ -265,8 +285,17 @@ def _bytes(count: int | None) -> Cell:
     return NOT_MEASURED if count is None else Cell(si_bytes(count))
 
 
-def _rate(rate: float | None) -> Cell:
-    return NOT_MEASURED if rate is None else Cell(f"{rate:.3g}")
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+
+
+def _rate(rate: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{rate:.3g}" if rate < 999.5 else f"{rate:,.0f}"
+
+
+def _rate_cell(rate: float | None) -> Cell:
+    return NOT_MEASURED if rate is None else Cell(_rate(rate))
 
 
 def _fits(row: Forecast) -> Cell:

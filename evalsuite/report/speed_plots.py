@@ -22,33 +22,34 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
     """Decode speed against cache size, a line for each device, mode and concurrency, with its bound.
 
     Args:
-        rows: of one model, with at least two cache sizes; every expert on the device counts as the largest.
+        rows: of one model, with at least two cache sizes; no cache counts as one.
         out: path without suffix.
 
     Returns:
         The PNG and the SVG.
     """
     import matplotlib as mpl
+    from matplotlib.ticker import LogLocator
 
-    everything = max((r.record.expert_cache.experts for r in rows if r.record.expert_cache), default=0)
+    given = {row.spec.serving.moe_expert_cache_size for row in rows}
+    sizes = [*sorted(size for size in given if size is not None), *({None} & given)]
     lines: dict[str, list[tuple[int, Row]]] = {}
     for row in rows:
-        size = row.spec.serving.moe_expert_cache_size or everything
-        lines.setdefault(_line_name(row, rows), []).append((size, row))
-    sizes = sorted({size for points in lines.values() for size, _ in points})
+        place = sizes.index(row.spec.serving.moe_expert_cache_size)
+        lines.setdefault(_line_name(row, rows), []).append((place, row))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.8), layout="constrained")
         axes: Any = figure.add_subplot()
         styles = cycle(zip(COLOURS, MARKERS, strict=True))
         for (name, points), (colour, marker) in zip(lines.items(), styles, strict=False):
             points.sort(key=lambda point: point[0])
-            places = [size for size, _ in points]
+            places = [place for place, _ in points]
             speeds = [row.result.decode_tokens_per_s for _, row in points]
             axes.errorbar(
                 places, [s.mean for s in speeds], yerr=_bars(speeds), color=colour, marker=marker,
                 markerfacecolor="white", markeredgewidth=1.4, linewidth=1.6, capsize=3, label=name,
             )  # fmt: skip
-            bounded = [(size, r.result.bound.tokens_per_s) for size, r in points if r.result.bound]
+            bounded = [(place, r.result.bound.tokens_per_s) for place, r in points if r.result.bound]
             if bounded:
                 axes.plot(
                     *zip(*bounded, strict=True),
@@ -57,14 +58,16 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
                     linewidth=1.2,
                     label=f"bound: {name}",
                 )
-        axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xticks(sizes, [f"all ({size})" if size == everything else str(size) for size in sizes])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.4g}")
         axes.minorticks_off()
-        axes.set_xlabel("experts of each layer on the device")
+        axes.margins(x=0.08)
+        axes.set_xticks(range(len(sizes)), ["no cache" if size is None else str(size) for size in sizes])
+        axes.set_xlabel("experts of each layer that the cache holds")
         axes.set_ylabel(SPEED)
         axes.set_title(f"{rows[0].model}: speed and expert cache", loc="left", fontsize=11, parse_math=False)
-        figure.legend(frameon=False, loc="outside right upper")
+        axes.legend(frameon=False, loc="best", fontsize=9)
         _caption(figure, caption)
         return save_figure(figure, out)
 

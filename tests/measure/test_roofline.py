@@ -52,17 +52,17 @@ def test_more_sequences_read_dense_weights_once():
 @pytest.mark.parametrize(
     ("found", "pair", "said"),
     [
-        (cell(9.0), None, "memory: 90 % of the time at the measured bandwidth"),
-        (cell(4.0, transfer=50), None, "overhead: 20 % is neither memory nor transfers"),
-        (cell(2.0, transfer=200), None, "transfers: 80 % of the time is copying experts"),
-        (cell(0.5), 15.0, "launch overhead: CUDA graphs are 15× faster"),
-        (cell(0.5), None, "overhead: 95 % is neither memory nor transfers"),
-        (cell(0.5), 1.05, "overhead: 95 % is neither memory nor transfers, and graphs do not help"),
-        (cell(9.0), 1.3, "memory: 90 % of the time at the measured bandwidth"),
+        (cell(9.0), None, "memory 90 %"),
+        (cell(4.0, transfer=50), None, "overhead 20 %"),
+        (cell(2.0, transfer=200), None, "transfers 80 %"),
+        (cell(0.5), 15.0, "launches: graphs are 15× faster"),
+        (cell(0.5), None, "overhead 95 %"),
+        (cell(0.5), 1.05, "overhead 95 %, not launches"),
+        (cell(9.0), 1.3, "memory 90 %"),
         (
             cell(8.0, gpu=GPU.model_copy(update={"matrix_flop_per_s": 8888.0})),
             None,
-            "compute: 90 % of the time at the measured matrix rate",
+            "compute 90 %",
         ),
     ],
 )
