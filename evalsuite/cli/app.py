@@ -45,6 +45,7 @@ def main() -> None:
         ppl,
         quantize,
         run,
+        speed,
     )
 
     root.__doc__ = app.info.help

@@ -39,10 +39,12 @@ class Bound(Value):
     """The least time a decoded token can take on this machine, and what of it was reached.
 
     Attributes:
-        bytes_per_token: weights, keys, values and states read per decoded token at this concurrency.
-        transfer_bytes_per_token: experts copied to the device per decoded token, from measured misses.
-        bandwidth_bytes_per_s: measured device copy, reads plus writes.
+        bytes_per_token: weights, keys, values and states read in a decoding step, which gives one token to
+            each sequence.
+        transfer_bytes_per_token: experts copied to the device per step, from measured misses.
+        bandwidth_bytes_per_s: measured device copy, reads plus writes, of all devices together.
         transfer_bandwidth_bytes_per_s: measured host-to-device copy; None where nothing is transferred.
+        flop_per_token, flop_per_s: operations of a step, and the measured matrix rate.
         tokens_per_s: 1 / (bytes / bandwidth + transfer bytes / transfer bandwidth), per sequence.
         share: measured decode tokens/s over `tokens_per_s`.
     """
@@ -51,6 +53,8 @@ class Bound(Value):
     transfer_bytes_per_token: int
     bandwidth_bytes_per_s: float
     transfer_bandwidth_bytes_per_s: float | None
+    flop_per_token: int = 0
+    flop_per_s: float | None = None
     tokens_per_s: float
     share: float
 

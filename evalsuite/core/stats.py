@@ -1,4 +1,4 @@
-"""Intervals for sums over consecutive windows of one text.
+"""Intervals: for sums over consecutive windows of one text, and for means of repeats.
 
 Neighbouring windows share context and topic, so they are resampled in blocks: the moving-block bootstrap of
 Künsch, The Jackknife and the Bootstrap for General Stationary Observations, Annals of Statistics 17 (1989),
@@ -6,6 +6,7 @@ with the block length n^(1/3) of Hall, Horowitz and Jing, Biometrika 82 (1995). 
 sums, so nats and counts are resampled together.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +80,42 @@ def two_sided_p(samples: Floats) -> float:
     below = (np.count_nonzero(samples <= 0) + 1) / (len(samples) + 1)
     above = (np.count_nonzero(samples >= 0) + 1) / (len(samples) + 1)
     return float(min(1.0, 2 * min(below, above)))
+
+
+def t_interval(values: Floats) -> Interval | None:
+    """The 95 % interval of a mean of independent repeats: mean ± t·s/√n; None below two of them."""
+    n = len(values)
+    if n < 2:
+        return None
+    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    mean = float(np.mean(values))
+    return Interval(mean - half, mean + half)
+
+
+def t_quantile(freedom: int, two_sided: float = 0.95) -> float:
+    """The t within which Student's distribution lies with probability `two_sided`.
+
+    The distribution in closed form, Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 26.7.3
+    and 26.7.4, is solved by bisection on the angle arctan(t/√freedom).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _t_probability(middle, freedom) < two_sided:
+            low = middle
+        else:
+            high = middle
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _t_probability(angle: float, freedom: int) -> float:
+    """P(|T| < √freedom · tan angle)."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = total = cosine if odd else 1.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))

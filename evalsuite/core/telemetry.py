@@ -1,5 +1,7 @@
 """What a run took from its machine. A reading that could not be had is absent with a reason, never zero."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from evalsuite.core.value import Value
@@ -53,19 +55,23 @@ class Telemetry(Value):
     """Peaks of a run; what cannot be read here is None with a reason under `absent`.
 
     Attributes:
-        rss_peak_bytes: resident set of the measured process and its children.
+        rss_peak_bytes: resident set of the measured process and its children; None where it ended before it
+            could be read.
         gpu_device_used_bytes: of the whole device at the end, as NVML reports it.
         gpu_process_peak_bytes: of the measured process tree, as NVML reports it.
         engine: what the engine says of its own memory.
+        sampled: whether the samples were taken by another process than the measured one; None where there
+            are none.
         phases, series: of runs that were sampled.
     """
 
-    rss_peak_bytes: int
+    rss_peak_bytes: int | None
     gpu_allocated_peak_bytes: int | None = None
     gpu_reserved_peak_bytes: int | None = None
     gpu_device_used_bytes: int | None = None
     gpu_process_peak_bytes: int | None = None
     engine: EngineMemory | None = None
+    sampled: Literal["from outside", "in process"] | None = None
     phases: tuple[Phase, ...] = ()
     series: tuple[Series, ...] = ()
     absent: dict[str, str] = Field(default={})

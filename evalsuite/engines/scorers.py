@@ -66,6 +66,10 @@ def choose_scorer(spec: PerplexitySpec, checkpoint: Checkpoint) -> ScorerChoice:
         engine_arguments(checkpoint, serving_of(spec))
         return ScorerChoice("vllm", why, _vllm_identity(spec))
     _check_torch(spec)
+    if spec.moe_expert_cache_size is not None:
+        from evalsuite.engines.torch_cache import require_experts
+
+        require_experts(checkpoint)
     return ScorerChoice("torch", why, _torch_identity(spec))
 
 
@@ -86,13 +90,16 @@ def open_scorer(choice: ScorerChoice, spec: PerplexitySpec, checkpoint: Checkpoi
             keep_hidden=spec.keep_hidden,
         )
     from evalsuite.engines.torch import TorchScorer
+    from evalsuite.engines.torch_cache import Caching
 
+    size = spec.moe_expert_cache_size
     return TorchScorer(
         checkpoint,
         device=spec.device,
         dtype=spec.dtype,
         trust_remote_code=spec.trust_remote_code,
         keep_hidden=spec.keep_hidden,
+        caching=Caching(size, spec.moe_expert_cache_policy, spec.moe_expert_store) if size else None,
     )
 
 

@@ -144,7 +144,8 @@ def _speed(record: Record) -> dict[str, float]:
 def _load(record: Record) -> dict[str, float]:
     if not isinstance(record.results, SpeedResult | FootprintResult):
         return {}
-    return {"until ready": record.results.load.total_s}
+    total_s = record.results.load.total_s
+    return {} if total_s is None else {"until ready": total_s}
 
 
 def _vram(record: Record) -> dict[str, float]:
@@ -213,9 +214,12 @@ def _disk(record: Record) -> dict[str, float]:
 
 
 def _host_ram(record: Record) -> dict[str, float]:
-    if record.telemetry is None or not isinstance(record.results, SpeedResult | FootprintResult):
+    telemetry = record.telemetry
+    if not isinstance(record.results, SpeedResult | FootprintResult):
         return {}
-    return {"used": float(record.telemetry.rss_peak_bytes)}
+    if telemetry is None or telemetry.rss_peak_bytes is None:
+        return {}
+    return {"used": float(telemetry.rss_peak_bytes)}
 
 
 READERS: dict[str, Callable[[Record], dict[str, float]]] = {

@@ -1,9 +1,29 @@
-"""Readings of this process and of the disk. What cannot be read is absent with a reason, never zero."""
+"""Readings of this process and of the disk, and what a probe is.
+
+What cannot be read is absent with a reason, never zero.
+"""
 
 import resource
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
+
+
+class Probe(Protocol):
+    """Something that can be read again and again."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why a column could not be read, or was read and is not to be trusted."""
+        ...
+
+    def read(self) -> dict[str, float]:
+        """Column to value, units in the names; only what could be read now."""
+        ...
+
+    def close(self) -> None: ...
 
 
 def rss_peak_bytes() -> int:

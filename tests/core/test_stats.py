@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from evalsuite.core.stats import (
     block_length,
     bootstrap_ratio,
     percentile_interval,
+    t_interval,
+    t_quantile,
     two_sided_p,
 )
 
@@ -138,3 +141,18 @@ class TestPValue:
 def test_the_module_keeps_its_seed():
     """Published intervals can be recomputed only while these stay."""
     assert (stats.SEED, stats.RESAMPLES) == (20260329, 4000)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 10, 29, 200])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_the_t_quantile_is_scipys(freedom, level):
+    expected = scipy.stats.t.ppf((1 + level) / 2, freedom)
+    assert t_quantile(freedom, level) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_t_interval_is_scipys():
+    values = np.random.default_rng(1).normal(5, 2, 7)
+    found = t_interval(values)
+    low, high = scipy.stats.t.interval(0.95, 6, values.mean(), scipy.stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert t_interval(values[:1]) is None

@@ -1,0 +1,142 @@
+"""What `speed` does once its flags are axes: the forecast or the sweep, its tables and its pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evalsuite.cli.show import Screen
+from evalsuite.core.bandwidth import Bandwidth
+from evalsuite.core.errors import MeasurementError
+from evalsuite.core.spec import Serving, SpeedSpec, Workload
+from evalsuite.core.sweep import Axes, cells, label
+from evalsuite.data.corpora import load_corpus
+from evalsuite.data.models import find_checkpoint
+from evalsuite.engines.bandwidth import measure_bandwidth
+from evalsuite.report.speed import (
+    Row,
+    device_table,
+    failure_table,
+    forecast_table,
+    graph_ratios,
+    latency_table,
+    mode_pairs,
+    speed_table,
+)
+from evalsuite.report.speed_plots import cache_curves, mode_bars
+from evalsuite.report.tables import Table
+from evalsuite.run.forecast import forecast, refuse_impossible
+from evalsuite.run.perplexity import Finished
+from evalsuite.run.rows import rows_of_other_devices, speed_rows
+from evalsuite.run.speed import Plan, run_sweep
+from evalsuite.run.subject import check_cache_sizes, prepare
+from evalsuite.store.runs import ResumeMode, RunStore
+from evalsuite.telemetry.machine import read_machine
+
+ON_THE_BUILT_IN_MODEL = (
+    "No model was named: this is the built-in one, which shows how the command works. "
+    "To measure your own: hlwq-eval speed MODEL"
+)
+
+
+def measure(
+    screen: Screen,
+    axes: Axes,
+    serving: Serving,
+    workload: Workload,
+    results: Path,
+    *,
+    dry_run: bool,
+    mode: ResumeMode,
+    no_model: bool,
+) -> None:
+    """Check, then forecast or run, and show.
+
+    Raises:
+        UsageError: before anything loads.
+        MeasurementError: some cells came to nothing; all records and tables are there.
+    """
+    if no_model:
+        screen.note(ON_THE_BUILT_IN_MODEL)
+    chosen, store = cells(axes, serving, workload), RunStore(results)
+    for model in axes.models:  # before a text is downloaded for it
+        find_checkpoint(model, weights=serving.load_format != "dummy")
+    corpus = load_corpus(workload.corpus)
+    subjects = {model: prepare(model, serving, workload, corpus) for model in axes.models}
+    for note in check_cache_sizes(subjects[axes.models[0]].checkpoint, axes.cache_sizes):
+        screen.warn(note)
+    machine = read_machine()
+    refuse_impossible(chosen, subjects, machine)
+    if dry_run:
+        bandwidths: dict[int | None, Bandwidth] = {}
+
+        def bandwidth_of(gpu: int | None) -> Bandwidth:
+            if gpu not in bandwidths:
+                bandwidths[gpu] = measure_bandwidth(gpu)
+            return bandwidths[gpu]
+
+        found = forecast(chosen, subjects, machine, bandwidth_of)
+        screen.table(forecast_table([(label(one.cell), one) for one in found]))
+        screen.document([one.as_dict() for one in found])
+        return
+    progress = LiveSweep(screen)
+    finished = run_sweep(Plan(store, subjects, workload.seed, mode, progress), chosen)
+    _show(screen, store, finished)
+    screen.document([{"path": str(one.path), **one.record.model_dump(mode="json")} for one in finished])
+    failed = sum(one.record.status != "ok" for one in finished)
+    if failed:
+        raise MeasurementError(
+            f"{failed} of {len(finished)} cells came to nothing.",
+            todo="read the table of them above; the same command tries them again.",
+        )
+
+
+class LiveSweep:
+    """A line for each stage and each outcome."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def phase(self, text: str) -> None:
+        self._screen.note(f"{text} …")
+
+    def cell(self, done: int, total: int, text: str) -> None:
+        self._screen.error.print(f"[{done} of {total}] {text}", markup=False)
+
+
+def _show(screen: Screen, store: RunStore, finished: Sequence[Finished]) -> None:
+    rows = speed_rows(finished)
+    everywhere = [*rows, *rows_of_other_devices(store, rows)]
+    tables: list[Table[Any]] = []
+    if rows:
+        tables += [speed_table(rows), latency_table(rows)]
+        if table := device_table(everywhere):
+            tables.append(table)
+    failed = [one.record for one in finished if one.record.status != "ok"]
+    if failed:
+        tables.append(failure_table([(label(SpeedSpec.model_validate(r.spec)), r) for r in failed]))
+    for table in tables:
+        screen.table(table)
+    for warning in dict.fromkeys(warning for one in finished for warning in one.record.warnings):
+        screen.warn(warning)
+    if not rows:
+        return
+    folder = finished[0].path.parent
+    written = folder / "speed.md"
+    written.write_text(
+        "\n\n".join(f"## {t.title}\n\n{t.to_markdown()}" for t in tables) + "\n", encoding="utf-8"
+    )
+    screen.note(f"records: {folder}, a folder for each cell; tables: {written}")
+    for picture in _pictures(everywhere, folder):
+        screen.note(f"picture: {picture} (and svg)")
+
+
+def _pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """The pictures that these rows are enough for."""
+    paths: list[Path] = []
+    caption = "Means over repeats with 95 % t-intervals; dotted lines are bounds from measured bandwidths."
+    candidate = [row for row in rows if row.spec.model == rows[0].spec.model]
+    if len({row.spec.serving.moe_expert_cache_size for row in candidate}) > 1:
+        paths.append(cache_curves(candidate, caption, folder / "speed_cache")[0])
+    if mode_pairs(rows):
+        paths.append(mode_bars(rows, " ".join(graph_ratios(rows)), folder / "speed_modes")[0])
+    return paths

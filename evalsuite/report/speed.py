@@ -1,0 +1,302 @@
+"""The tables of a speed sweep: what was measured, on which GPUs, what failed, and what is predicted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from evalsuite.core.forecast import Forecast
+from evalsuite.core.record import Record
+from evalsuite.core.spec import SpeedSpec
+from evalsuite.core.speed import Estimate, SpeedResult
+from evalsuite.core.units import si_bytes
+from evalsuite.report.perplexity import plus_minus
+from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
+
+GRAPHS_MATTER = 1.2  # times faster: then the caption says so
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished cell.
+
+    Attributes:
+        verdict: what binds it.
+        agreement: share of tokens before the first difference from the uncached arm of the same model; None
+            where there is no such arm, and for that arm itself, which `is_reference`.
+    """
+
+    record: Record
+    verdict: str = ""
+    agreement: float | None = None
+    is_reference: bool = False
+
+    @property
+    def spec(self) -> SpeedSpec:
+        return SpeedSpec.model_validate(self.record.spec)
+
+    @property
+    def result(self) -> SpeedResult:
+        assert isinstance(self.record.results, SpeedResult)
+        return self.record.results
+
+    @property
+    def model(self) -> str:
+        name = self.record.model.name if self.record.model else self.spec.model
+        return f"{name} (dummy weights)" if self.spec.serving.load_format == "dummy" else name
+
+    @property
+    def mode(self) -> str:
+        asked = "eager" if self.spec.serving.enforce_eager else "graphs"
+        return str(self.record.engaged.get("mode", asked))
+
+    @property
+    def device(self) -> str:
+        return self.record.model.device_name if self.record.model else "unknown"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a cell was asked for: a column where it varies, a part of the caption where it does not."""
+
+    title: str
+    get: Callable[[Row], str]
+    sentence: str
+
+
+SETTINGS = (
+    Setting("model", lambda r: r.model, "{}"),
+    Setting("cache", lambda r: slots(r.spec), "expert cache: {}"),
+    Setting("mode", lambda r: r.mode, "{}"),
+    Setting("on", lambda r: r.device, "on {}"),
+    Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", ""),
+    Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), ""),
+    Setting("concurrency", lambda r: str(r.result.concurrency), "concurrency {}"),
+    Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}"),
+    Setting("dtype", lambda r: r.record.model.dtype if r.record.model else "—", "{}"),
+    Setting("prompt", lambda r: f"{r.result.input_len:,}", "{} prompt tokens"),
+    Setting("output", lambda r: f"{r.result.output_len:,}", "{} output tokens"),
+    Setting("repeats", lambda r: str(r.result.repeats), "{} repeats"),
+)
+
+
+def slots(spec: SpeedSpec) -> str:
+    size = spec.serving.moe_expert_cache_size
+    return "all" if size is None else str(size)
+
+
+def speed_table(rows: Sequence[Row]) -> Table[Row]:
+    """Decode speed beside its bound, a row for each cell; what all cells share stands in the caption."""
+    settings, shared = _settings(rows)
+    columns = [
+        *settings,
+        Column[Row]("decode", lambda r: _pm(r.result.decode_tokens_per_s), "tok/s", "higher"),
+        Column[Row]("bound", lambda r: _bound(r), "tok/s"),
+        Column[Row]("reached", lambda r: _share(r), "%"),
+        Column[Row]("what binds it", lambda r: r.verdict),
+    ]
+    optional = [
+        Column[Row]("hits", _hit_rate, "%", "higher"),
+        Column[Row]("same tokens", _agreement, "%", "higher"),
+    ]
+    columns += [column for column in optional if any(column.get(row) != NOT_MEASURED for row in rows)]
+    parts = [
+        *graph_ratios(rows),
+        shared,
+        "decode: 1/TPOT of one sequence, ± half the 95 % t-interval over repeats. Bound: bytes that a token "
+        "needs over measured bandwidths. Overhead: time that memory, transfers and compute do not explain.",
+    ]
+    if any(not row.is_reference and row.agreement is not None for row in rows):
+        parts.append("Same tokens: those before the first difference from the model's uncached arm.")
+    if any(row.spec.serving.load_format == "dummy" for row in rows):
+        parts.append("Dummy weights: which experts they choose is not a trained model's.")
+    return Table("Speed", columns, rows, " ".join(filter(None, parts)))
+
+
+def latency_table(rows: Sequence[Row]) -> Table[Row]:
+    """Times of first and later tokens, throughput of all requests together, and loading."""
+    settings, shared = _settings(rows)
+    columns = [
+        *settings,
+        Column[Row]("TTFT", lambda r: _pm(r.result.ttft_s, 1000), "ms", "lower"),
+        Column[Row]("ITL p50", lambda r: _ms(r.result.itl_p50_s), "ms", "lower"),
+        Column[Row]("p90", lambda r: _ms(r.result.itl_p90_s), "ms", "lower"),
+        Column[Row]("p99", lambda r: _ms(r.result.itl_p99_s), "ms", "lower"),
+        Column[Row]("output", lambda r: _pm(r.result.output_tokens_per_s), "tok/s", "higher"),
+        Column[Row]("prefill", lambda r: _pm(r.result.prefill_tokens_per_s), "tok/s", "higher"),
+        Column[Row]("load", _load, "s"),
+    ]
+    return Table(
+        "Latency and throughput",
+        columns,
+        rows,
+        f"{shared} Output: tokens of all requests from first submission to last token. Prefill: prompt "
+        "tokens to the last first token. A warm load finds the checkpoint in the page cache.",
+    )
+
+
+def _settings(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
+    """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
+    varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
+    columns = [Column[Row](s.title, s.get) for s in varying] or [Column[Row]("model", lambda r: r.model)]
+    shared = [s.sentence.format(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
+    return columns, ", ".join(shared) + "." if shared else ""
+
+
+def graph_ratios(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every pair of cells that differ in eager and graphs alone."""
+    found: list[str] = []
+    for eager, graphs in mode_pairs(rows):
+        ratio = graphs.result.decode_tokens_per_s.mean / eager.result.decode_tokens_per_s.mean
+        said = f"{ratio:.3g}× as fast as eager"
+        if ratio < GRAPHS_MATTER:
+            said += ", so launches are not what binds it"
+        where = f"{eager.model}, concurrency {eager.result.concurrency}, {eager.device}"
+        found.append(f"CUDA graphs are {said} ({where}).")
+    return found
+
+
+def mode_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Cells in eager mode, each with its sibling that differs in having CUDA graphs alone."""
+
+    def key(row: Row) -> str:
+        serving = row.spec.serving.model_copy(update={"enforce_eager": False})
+        return row.device + row.spec.model_copy(update={"serving": serving}).model_dump_json()
+
+    graphs = {key(row): row for row in rows if not row.spec.serving.enforce_eager}
+    return [(row, graphs[key(row)]) for row in rows if row.spec.serving.enforce_eager and key(row) in graphs]
+
+
+def device_table(rows: Sequence[Row]) -> Table[list[Row]] | None:
+    """Decode speed with a column for each GPU model; None where there is only one."""
+    devices = list(dict.fromkeys(row.device for row in rows))
+    if len(devices) < 2:
+        return None
+    by_cell: dict[str, list[Row]] = {}
+    for row in rows:
+        serving = row.spec.serving.model_copy(update={"gpus": ()})
+        by_cell.setdefault(row.spec.model_copy(update={"serving": serving}).model_dump_json(), []).append(row)
+    skipped = ("on", "GPU")
+    settings = [s for s in SETTINGS if s.title not in skipped and len({s.get(r) for r in rows}) > 1]
+
+    def speed(device: str) -> Callable[[list[Row]], Cell | str]:
+        def get(cell: list[Row]) -> Cell | str:
+            found = [row for row in cell if row.device == device]
+            return _pm(found[0].result.decode_tokens_per_s) if found else NOT_MEASURED
+
+        return get
+
+    def setting(chosen: Setting) -> Callable[[list[Row]], Cell | str]:
+        return lambda cell: chosen.get(cell[0])
+
+    columns = [Column[list[Row]](s.title, setting(s)) for s in settings]
+    columns = columns or [Column[list[Row]]("model", lambda cell: cell[0].model)]
+    columns += [Column[list[Row]](name, speed(name), "tok/s", "higher") for name in devices]
+    return Table(
+        "Decode speed by GPU", columns, list(by_cell.values()),
+        "1/TPOT of one sequence; ± is half the 95 % t-interval over repeats.",
+    )  # fmt: skip
+
+
+def failure_table(records: Sequence[tuple[str, Record]]) -> Table[tuple[str, Record]]:
+    """Cells that came to nothing; a label and a record each."""
+    return Table(
+        "Cells without a number",
+        (
+            Column[tuple[str, Record]]("cell", lambda r: r[0]),
+            Column[tuple[str, Record]]("status", lambda r: r[1].status),
+            Column[tuple[str, Record]]("why", lambda r: (r[1].error or "").partition("\n")[0]),
+            Column[tuple[str, Record]]("record", lambda r: r[1].run_id),
+        ),
+        records,
+        "Their logs lie beside their records; the same command tries them again.",
+    )
+
+
+def forecast_table(rows: Sequence[tuple[str, Forecast]]) -> Table[tuple[str, Forecast]]:
+    """What each cell will take; nothing was loaded."""
+    cached = any(f.all_misses_tokens_per_s is not None for _, f in rows)
+    columns = [
+        Column[tuple[str, Forecast]]("cell", lambda r: r[0]),
+        Column[tuple[str, Forecast]]("engine", lambda r: r[1].engine),
+        Column[tuple[str, Forecast]]("weights", lambda r: _bytes(r[1].weights_bytes)),
+        Column[tuple[str, Forecast]]("requests", lambda r: _bytes(r[1].request_bytes)),
+        Column[tuple[str, Forecast]]("device", lambda r: _bytes(r[1].device_bytes)),
+        Column[tuple[str, Forecast]]("fits", lambda r: _fits(r[1])),
+        Column[tuple[str, Forecast]]("bound", lambda r: _rate_cell(r[1].tokens_per_s), "tok/s"),
+    ]
+    if cached:
+        columns.append(
+            Column[tuple[str, Forecast]](
+                "bound, all misses", lambda r: _rate_cell(r[1].all_misses_tokens_per_s), "tok/s"
+            )
+        )
+    absent = dict.fromkeys(f.absent for _, f in rows if f.absent)
+    return Table(
+        f"{len(rows)} cells, none of them run",
+        columns,
+        rows,
+        " ".join(
+            (
+                "Derived from config.json and measured bandwidths, for one sequence. Requests are keys, "
+                "values and states at their ends; vLLM reserves more, all of its share of the GPU.",
+                *absent,
+            )
+        ),
+    )
+
+
+def _pm(value: Estimate, scale: float = 1.0) -> str:
+    if value.low is None or value.high is None:
+        return f"{scale * value.mean:.4g}"
+    return plus_minus(scale * value.mean, scale * value.low, scale * value.high)
+
+
+def _bound(row: Row) -> Cell:
+    found = row.result.bound
+    return Cell(_rate(found.tokens_per_s)) if found else NOT_MEASURED
+
+
+def _share(row: Row) -> Cell:
+    found = row.result.bound
+    return Cell(f"{100 * found.share:.2g}") if found else NOT_MEASURED
+
+
+def _hit_rate(row: Row) -> Cell:
+    rate = row.record.expert_cache.hit_rate if row.record.expert_cache else None
+    return NOT_MEASURED if rate is None else Cell(f"{100 * rate:.1f}")
+
+
+def _agreement(row: Row) -> Cell:
+    if row.is_reference:
+        return NOT_MEASURED
+    return NOT_MEASURED if row.agreement is None else Cell(f"{100 * row.agreement:.1f}")
+
+
+def _load(row: Row) -> Cell:
+    load = row.result.load
+    if load.total_s is None:
+        return NOT_MEASURED
+    if load.resident_share is None:
+        return Cell(f"{load.total_s:.1f}")
+    kind = "warm" if load.resident_share > 0.5 else "cold"
+    return Cell(f"{load.total_s:.1f} {kind}")
+
+
+def _bytes(count: int | None) -> Cell:
+    return NOT_MEASURED if count is None else Cell(si_bytes(count))
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
+
+
+def _rate(rate: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{rate:.3g}" if rate < 999.5 else f"{rate:,.0f}"
+
+
+def _rate_cell(rate: float | None) -> Cell:
+    return NOT_MEASURED if rate is None else Cell(_rate(rate))
+
+
+def _fits(row: Forecast) -> Cell:
+    return NOT_MEASURED if row.fits is None else Cell("yes" if row.fits else "no")

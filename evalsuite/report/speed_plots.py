@@ -1,0 +1,137 @@
+"""Pictures of a speed sweep: speed against the size of the expert cache, and eager against CUDA graphs."""
+
+# matplotlib types its functions in part only
+# pyright: reportUnknownMemberType=false
+
+import textwrap
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from evalsuite.core.speed import Estimate
+from evalsuite.report.plots import COLOURS, DASHES, MARKERS, STYLE, save_figure
+from evalsuite.report.speed import Row, mode_pairs
+
+SPEED = "decode speed of one sequence [tokens/s]"
+
+
+def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
+    """Decode speed against cache size, a line for each device, mode and concurrency, with its bound.
+
+    Args:
+        rows: of one model, with at least two cache sizes; no cache counts as one.
+        out: path without suffix.
+
+    Returns:
+        The PNG and the SVG.
+    """
+    import matplotlib as mpl
+    from matplotlib.ticker import LogLocator
+
+    given = {row.spec.serving.moe_expert_cache_size for row in rows}
+    sizes = [*sorted(size for size in given if size is not None), *({None} & given)]
+    lines: dict[str, list[tuple[int, Row]]] = {}
+    for row in rows:
+        place = sizes.index(row.spec.serving.moe_expert_cache_size)
+        lines.setdefault(_line_name(row, rows), []).append((place, row))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        axes: Any = figure.add_subplot()
+        styles = cycle(zip(COLOURS, MARKERS, strict=True))
+        for (name, points), (colour, marker) in zip(lines.items(), styles, strict=False):
+            points.sort(key=lambda point: point[0])
+            places = [place for place, _ in points]
+            speeds = [row.result.decode_tokens_per_s for _, row in points]
+            axes.errorbar(
+                places, [s.mean for s in speeds], yerr=_bars(speeds), color=colour, marker=marker,
+                markerfacecolor="white", markeredgewidth=1.4, linewidth=1.6, capsize=3, label=name,
+            )  # fmt: skip
+            bounded = [(place, r.result.bound.tokens_per_s) for place, r in points if r.result.bound]
+            if bounded:
+                axes.plot(
+                    *zip(*bounded, strict=True),
+                    DASHES[3],
+                    color=colour,
+                    linewidth=1.2,
+                    label=f"bound: {name}",
+                )
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.4g}")
+        axes.minorticks_off()
+        axes.margins(x=0.08)
+        axes.set_xticks(range(len(sizes)), ["no cache" if size is None else str(size) for size in sizes])
+        axes.set_xlabel("experts of each layer that the cache holds")
+        axes.set_ylabel(SPEED)
+        axes.set_title(f"{rows[0].model}: speed and expert cache", loc="left", fontsize=11, parse_math=False)
+        axes.legend(frameon=False, loc="best", fontsize=9)
+        _caption(figure, caption)
+        return save_figure(figure, out)
+
+
+def mode_bars(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
+    """Decode speed in eager mode and with CUDA graphs side by side, a pair for each cell that has both.
+
+    Args:
+        rows: with at least one such pair.
+        out: path without suffix.
+
+    Returns:
+        The PNG and the SVG.
+    """
+    import matplotlib as mpl
+
+    pairs = mode_pairs(rows)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.6 + 0.8 * len(pairs)), layout="constrained")
+        axes: Any = figure.add_subplot()
+        for place, pair in enumerate(pairs):
+            for offset, row, name, colour in ((-0.2, pair[0], "eager", 1), (0.2, pair[1], "graphs", 0)):
+                speed = row.result.decode_tokens_per_s
+                axes.barh(
+                    place + offset, speed.mean, 0.36, color=COLOURS[colour], label=None if place else name
+                )
+                axes.text(speed.mean, place + offset, f" {speed.mean:.3g}", va="center", fontsize=9)
+            if bound := pair[1].result.bound:
+                axes.plot(
+                    [bound.tokens_per_s] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.6,
+                    label=None if place else "bound",
+                )  # fmt: skip
+        axes.set_yticks(range(len(pairs)), [_pair_name(eager) for eager, _ in pairs])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(SPEED)
+        axes.set_title("Eager mode and CUDA graphs", loc="left", fontsize=11)
+        figure.legend(frameon=False, loc="outside right upper")
+        _caption(figure, caption)
+        return save_figure(figure, out)
+
+
+def _bars(speeds: Sequence[Estimate]) -> list[list[float]]:
+    """Distances to the ends of the intervals, none where there is only one repeat."""
+    lows = [s.mean - s.low if s.low is not None else 0.0 for s in speeds]
+    highs = [s.high - s.mean if s.high is not None else 0.0 for s in speeds]
+    # a speed is positive, and an axis of logarithms has no room for what is not
+    return [[min(low, 0.95 * s.mean) for low, s in zip(lows, speeds, strict=True)], highs]
+
+
+def _line_name(row: Row, rows: Sequence[Row]) -> str:
+    parts = [row.device, row.mode]
+    if len({r.result.concurrency for r in rows}) > 1:
+        parts.append(f"concurrency {row.result.concurrency}")
+    if len({r.spec.serving.tensor_parallel_size for r in rows}) > 1:
+        parts.append(f"tensor parallel {row.spec.serving.tensor_parallel_size}")
+    return ", ".join(parts)
+
+
+def _pair_name(row: Row) -> str:
+    return f"{row.model}\n{row.device}, concurrency {row.result.concurrency}"
+
+
+def _caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(
+        textwrap.fill(text, 105), fontsize=8, color="#555555", x=0.01, ha="left", parse_math=False
+    )

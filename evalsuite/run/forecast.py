@@ -1,0 +1,81 @@
+"""A sweep before it runs: what is refused at once, and what each cell will take."""
+
+from collections.abc import Callable, Sequence
+
+from evalsuite.core.bandwidth import Bandwidth
+from evalsuite.core.errors import EvalError, UsageError
+from evalsuite.core.forecast import Forecast
+from evalsuite.core.geometry import Geometry
+from evalsuite.core.record import Machine
+from evalsuite.core.spec import SpeedSpec
+from evalsuite.engines.predict import predict_geometry, require_graphs
+from evalsuite.engines.select import choose_engine
+from evalsuite.run.subject import Subject
+
+
+def refuse_impossible(chosen: Sequence[SpeedSpec], subjects: dict[str, Subject], machine: Machine) -> None:
+    """Raises UsageError for the first cell that no engine on this machine can run as it was asked for."""
+    for cell in chosen:
+        serving = cell.serving
+        for gpu in serving.gpus:
+            if gpu >= len(machine.gpus):
+                raise UsageError(
+                    f"There is no GPU {gpu}: this machine has {len(machine.gpus)}.",
+                    todo="choose others with --gpus, or leave it out; `hlwq-eval doctor` lists them.",
+                )
+        if serving.tensor_parallel_size > max(1, len(serving.gpus)) and serving.server_url is None:
+            raise UsageError(
+                f"--tensor-parallel-size {serving.tensor_parallel_size} needs as many GPUs, and this machine "
+                f"has {len(machine.gpus)}.",
+                todo="give a smaller size.",
+            )
+        subject = subjects[cell.model]
+        subject.prompts(cell.workload)
+        choose_engine(serving, subject.checkpoint)
+        if not serving.enforce_eager and serving.server_url is None:
+            require_graphs(subject.checkpoint, serving, bool(machine.gpus))
+
+
+def forecast(
+    chosen: Sequence[SpeedSpec],
+    subjects: dict[str, Subject],
+    machine: Machine,
+    bandwidth_of: Callable[[int | None], Bandwidth],
+) -> list[Forecast]:
+    """Predict every cell."""
+    return [_predict(cell, subjects[cell.model], machine, bandwidth_of) for cell in chosen]
+
+
+def _predict(
+    cell: SpeedSpec, subject: Subject, machine: Machine, bandwidth_of: Callable[[int | None], Bandwidth]
+) -> Forecast:
+    serving, workload = cell.serving, cell.workload
+    name, _ = choose_engine(serving, subject.checkpoint)
+    gpu = serving.gpus[0] if serving.gpus else None
+    try:
+        geometry = predict_geometry(subject.checkpoint, serving)
+        bandwidth = bandwidth_of(gpu)
+    except EvalError as error:
+        return Forecast(cell, name, absent=error.what)
+    devices, size = serving.tensor_parallel_size, serving.moe_expert_cache_size
+    step = geometry.step_bytes(workload.concurrency, workload.input_len + workload.output_len / 2)
+    least_s = step / devices / bandwidth.copy_bytes_per_s
+    copied_s = _copied_bytes(geometry, workload.concurrency) / devices / _transfer(bandwidth)
+    return Forecast(
+        cell,
+        name,
+        weights_bytes=geometry.device_bytes(size) // devices,
+        request_bytes=geometry.request_bytes(workload.concurrency, workload.input_len + workload.output_len)
+        // devices,
+        device_bytes=machine.ram_bytes if gpu is None else machine.gpus[gpu].memory_bytes,
+        tokens_per_s=1 / least_s,
+        all_misses_tokens_per_s=None if size is None else 1 / (least_s + copied_s),
+    )
+
+
+def _copied_bytes(geometry: Geometry, sequences: int) -> float:
+    return geometry.distinct_experts(sequences) * geometry.expert_layers * geometry.expert_bytes
+
+
+def _transfer(bandwidth: Bandwidth) -> float:
+    return bandwidth.transfer_pieces_bytes_per_s or bandwidth.copy_bytes_per_s

@@ -1,0 +1,105 @@
+"""From a sweep's records to the rows of its table: verdicts, and tokens held against the uncached arm."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from evalsuite.core.errors import StorageError, first_line
+from evalsuite.core.spec import SpeedSpec
+from evalsuite.core.speed import SpeedResult
+from evalsuite.measure.agreement import token_agreement
+from evalsuite.measure.roofline import verdict
+from evalsuite.report.speed import Row, mode_pairs
+from evalsuite.run.cell import TOKENS
+from evalsuite.run.perplexity import Finished
+from evalsuite.store.runs import RunStore, load_record
+
+
+def speed_rows(finished: Sequence[Finished]) -> list[Row]:
+    """A row for every cell that succeeded, in the order given."""
+    measured = [one for one in finished if one.record.status == "ok"]
+    rows = [Row(one.record) for one in measured]
+    ratios = {
+        eager.record.run_id: graphs.result.decode_tokens_per_s.mean / eager.result.decode_tokens_per_s.mean
+        for eager, graphs in mode_pairs(rows)
+    }
+    return [
+        _with_agreement(
+            replace(row, verdict=_verdict(row.result, ratios.get(row.record.run_id))), one, measured
+        )
+        for row, one in zip(rows, measured, strict=True)
+    ]
+
+
+def rows_of_other_devices(store: RunStore, rows: Sequence[Row]) -> list[Row]:
+    """The newest finished runs of the same cells on other devices, whatever their index."""
+    wanted = {_without_gpus(row.spec) for row in rows}
+    seen = {(_without_gpus(row.spec), row.device) for row in rows}
+    found: list[Row] = []
+    for slug in dict.fromkeys(row.record.run_id.partition("/")[0] for row in rows):
+        for path in store.finished("speed", slug):
+            row = Row(load_record(path))
+            if row.record.status != "ok":
+                continue
+            key = _without_gpus(row.spec), row.device
+            if key[0] in wanted and key not in seen:
+                seen.add(key)
+                found.append(row)
+    return found
+
+
+def load_tokens(one: Finished) -> pd.DataFrame:
+    """Every token of a run with its time.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    try:
+        return pd.read_parquet(one.path / TOKENS)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{one.path / TOKENS} cannot be read.", cause=first_line(error), todo="measure the cell again."
+        ) from error
+
+
+def _verdict(result: SpeedResult, graphs_over_eager: float | None) -> str:
+    if result.bound is None:
+        return f"no bound: {result.bound_absent}"
+    return verdict(result.bound, graphs_over_eager)
+
+
+def _with_agreement(row: Row, one: Finished, measured: Sequence[Finished]) -> Row:
+    reference = _reference(one, measured)
+    if reference is None:
+        return row
+    if reference is one:
+        return replace(row, is_reference=True)
+    return replace(row, agreement=token_agreement(load_tokens(reference), load_tokens(one)).share)
+
+
+def _reference(one: Finished, measured: Sequence[Finished]) -> Finished | None:
+    """The uncached cell of the same model and workload: eager and on the same device, if there is one."""
+    mine = SpeedSpec.model_validate(one.record.spec)
+
+    def distance(other: Finished) -> tuple[bool, bool, bool]:
+        theirs = SpeedSpec.model_validate(other.record.spec).serving
+        return (
+            not theirs.enforce_eager,
+            theirs.tensor_parallel_size != 1,
+            theirs.gpus != mine.serving.gpus,
+        )
+
+    candidates = [
+        other
+        for other in measured
+        if (theirs := SpeedSpec.model_validate(other.record.spec)).model == mine.model
+        and theirs.workload == mine.workload
+        and theirs.serving.moe_expert_cache_size is None
+    ]
+    return min(candidates, key=distance, default=None)
+
+
+def _without_gpus(spec: SpeedSpec) -> str:
+    serving = spec.serving.model_copy(update={"gpus": ()})
+    return spec.model_copy(update={"serving": serving}).model_dump_json()
