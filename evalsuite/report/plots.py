@@ -69,7 +69,7 @@ def convergence(curves: Mapping[str, pd.DataFrame], title: str, caption: str, ou
         figure.supxlabel(
             textwrap.fill(caption, 105), fontsize=8, color="#555555", x=0.01, ha="left", parse_math=False
         )
-        return _save(figure, out)
+        return save_figure(figure, out)
 
 
 def quantization_error(
@@ -113,7 +113,7 @@ def quantization_error(
         figure.supxlabel(
             textwrap.fill(caption, 105), fontsize=8, color="#555555", x=0.01, ha="left", parse_math=False
         )
-        return _save(figure, out)
+        return save_figure(figure, out)
 
 
 def _settled_range(curves: Mapping[str, pd.DataFrame]) -> tuple[float, float]:
@@ -129,7 +129,7 @@ def _settled_range(curves: Mapping[str, pd.DataFrame]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _save(figure: Figure, out: Path) -> list[Path]:
+def save_figure(figure: Figure, out: Path) -> list[Path]:
     paths = [out.with_name(out.name + suffix) for suffix in (".png", ".svg")]
     figure.savefig(paths[0], dpi=150)
     figure.savefig(paths[1], metadata={"Date": None})

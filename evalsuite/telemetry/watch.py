@@ -24,7 +24,7 @@ from typing import Self
 from evalsuite.core.telemetry import Phase, Series, Telemetry
 from evalsuite.telemetry.disk import DiskProbe
 from evalsuite.telemetry.gpu import GpuProbe
-from evalsuite.telemetry.pagecache import FileProbe
+from evalsuite.telemetry.pagecache import FileProbe, Places
 from evalsuite.telemetry.process import COUNTERS, ProcessProbe, ProcessTree, SharedMemoryProbe
 from evalsuite.telemetry.sampler import Sampler
 from evalsuite.telemetry.samples import PARQUET, Row, SampleFile
@@ -42,7 +42,7 @@ class Watch:
         pid: root of the process tree, or a function that gives it once there is one.
         gpus: NVML indices of the devices that it may use; begin to watch before it does, so that what others
             do there is told apart.
-        files: name to files and folders whose page cache and disk space are followed.
+        files: name to files and folders (`FileProbe` has more) whose page cache and disk space are followed.
         hz: fast samples a second.
         clock: monotonic seconds.
     """
@@ -52,7 +52,7 @@ class Watch:
         out: Path,
         pid: int | Callable[[], int | None],
         gpus: Sequence[int] = (),
-        files: Mapping[str, Sequence[Path]] | None = None,
+        files: Mapping[str, Places] | None = None,
         hz: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
