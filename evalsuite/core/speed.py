@@ -21,13 +21,14 @@ class LoadTimes(Value):
     """Seconds until ready, split as far as the engine reports it.
 
     Attributes:
-        total_s: from the start of loading until the first request can be sent.
+        total_s: from the start of loading until the first request can be sent; None for a server that was
+            running already, whose loading nobody saw.
         weights_s: reading the weights; compile_s: compiling and capturing graphs; warmup_s: profiling runs.
         resident_share: of the checkpoint's bytes, in the page cache before loading: 0 is a cold load and 1 a
             warm one; None where it cannot be read, or there are no weights to read.
     """
 
-    total_s: float
+    total_s: float | None
     weights_s: float | None = None
     compile_s: float | None = None
     warmup_s: float | None = None

@@ -31,6 +31,7 @@ CACHE_SIZE, CACHE_POLICY, CACHE_STORE = (
 FORK_POLICY = "lfru"  # of the public fork, whatever its own policy flag says
 GDN_BACKEND = "gdn_prefill_backend"
 CPU_KV_CACHE_GIB = 4  # vLLM would take 92 % of the machine's memory
+CPU_LINEAR_HEADS = (64, 128)  # dimensions for which vLLM's CPU kernel of linear attention is compiled
 SEED = 0
 
 
@@ -107,7 +108,7 @@ def engine_arguments(checkpoint: Checkpoint, serving: Serving) -> dict[str, Any]
         )
     config = checkpoint.config()
     _check_devices(serving)
-    _check_cpu_dtype(checkpoint.name, config, serving)
+    _check_cpu_linear_attention(checkpoint.name, config, serving)
     additional = _additional_config(config, serving)
     arguments: dict[str, Any] = {
         "model": str(checkpoint.folder),
@@ -158,8 +159,18 @@ def engine_environment(serving: Serving) -> dict[str, str]:
     chosen = {name: value for name, value in defaults.items() if name not in os.environ}
     if serving.gpus:
         chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver, and we, count them
-        chosen["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in serving.gpus)
+        devices = visible_gpus()
+        chosen["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index] for index in serving.gpus)
     return chosen
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that --gpus counts, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    gpus, _, _ = read_gpus()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None or not gpus:
+        return tuple(str(index) for index in range(len(gpus)))
+    return tuple(name for part in allowed.split(",") if (name := part.strip()) not in ("", "-1"))
 
 
 def engaged_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -283,42 +294,45 @@ def _check_devices(serving: Serving) -> None:
                 f"The installed vLLM {version} is built for the CPU and cannot use --gpus.", todo=INSTALL
             )
         return
-    gpus, _, _ = read_gpus()
-    if not gpus and "rocm" not in version:
+    devices = visible_gpus()
+    if not devices and "rocm" not in version:
         raise UsageError(
-            f"The installed vLLM {version} is built for GPUs, and no NVIDIA driver answers.", todo=INSTALL
+            f"The installed vLLM {version} is built for GPUs, and there is none.",
+            cause="no NVIDIA driver answers, or CUDA_VISIBLE_DEVICES hides them.",
+            todo=INSTALL,
         )
-    missing = [index for index in serving.gpus if not 0 <= index < len(gpus)]
+    missing = [index for index in serving.gpus if not 0 <= index < len(devices)]
     if missing:
         raise UsageError(
-            f"There is no GPU {missing[0]}: the driver lists {len(gpus)} on this machine.",
+            f"There is no GPU {missing[0]}: {len(devices)} can be used on this machine.",
             todo="choose another with --gpus, or leave it out; `hlwq-eval doctor` lists them.",
         )
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if serving.gpus and allowed is not None:
-        hidden = {str(index) for index in serving.gpus} - {part.strip() for part in allowed.split(",")}
-        if hidden:
-            raise UsageError(
-                f"GPU {min(hidden)} is hidden by CUDA_VISIBLE_DEVICES={allowed}.",
-                todo="unset it, or choose among these with --gpus.",
-            )
     shared = serving.tensor_parallel_size
     if serving.gpus and len(serving.gpus) != shared:
         raise UsageError(
             f"{len(serving.gpus)} GPUs were given and --tensor-parallel-size is {shared}.",
             todo=f"give {shared} of them, or --tensor-parallel-size {len(serving.gpus)}.",
         )
-    if gpus and shared > len(gpus):
+    if devices and shared > len(devices):
         raise UsageError(
-            f"--tensor-parallel-size {shared} needs {shared} GPUs and the driver lists {len(gpus)}."
+            f"--tensor-parallel-size {shared} needs {shared} GPUs, and {len(devices)} can be used.",
+            todo=f"give --tensor-parallel-size {len(devices)} or less.",
         )
 
 
-def _check_cpu_dtype(name: str, config: dict[str, Any], serving: Serving) -> None:
-    """Gated-DeltaNet layers compute in bfloat16 only in vLLM's CPU build, and fail late elsewise."""
+def _check_cpu_linear_attention(name: str, config: dict[str, Any], serving: Serving) -> None:
+    """vLLM's CPU kernels for Gated-DeltaNet layers take one type and few shapes, and find out late."""
     text = text_config(config)
     if "linear_num_value_heads" not in text or not built_for_cpu():
         return
+    for key in ("linear_key_head_dim", "linear_value_head_dim"):
+        if key in text and text[key] not in CPU_LINEAR_HEADS:
+            raise UsageError(
+                f"vLLM on the CPU cannot run the linear attention of {name}: its heads have {text[key]} "
+                "dimensions.",
+                cause=f"the kernel is compiled for {' and '.join(map(str, CPU_LINEAR_HEADS))} only.",
+                todo="use --engine torch, or serve it on a GPU.",
+            )
     stored = text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
     wanted = stored if serving.dtype == "auto" else serving.dtype
     if wanted not in (None, "bfloat16"):

@@ -4,37 +4,29 @@ vLLM adds this class to its own worker class (``worker_extension_cls``), so noth
 same calls work in one process, in several, and on several GPUs. An answer holds only plain values.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-PACKED = re.compile(r"(weight_packed|qweight)$")
-NOT_WEIGHTS = re.compile(r"(scale|scales|zero_point|qzeros|shape|g_idx|global_scale|sort_indices)$")
-
 
 class WorkerExtension:
-    """Methods of a vLLM worker; `model_runner`, `device` and `vllm_config` are the worker's own."""
+    """Methods of a vLLM worker; `model_runner` and `device` are the worker's own."""
 
     model_runner: Any
     device: Any
-    vllm_config: Any
 
     def hlwq_facts(self) -> dict[str, Any]:
-        """What was loaded: sizes in bytes, seconds, and the names of the kernels in use."""
+        """What was loaded: sizes in bytes, captured graphs, and the names of the kernels in use."""
         from vllm.compilation.counter import compilation_counter
 
         model = self.model_runner.model
-        compilation = self.vllm_config.compilation_config
         return {
-            # of the device as vLLM measured it while loading; its CPU runner does not measure
-            "weights_bytes": getattr(self.model_runner, "model_memory_usage", None) or _weights_bytes(model),
-            "parameters": _parameters(model),
+            # as vLLM measured it while loading; its CPU runner does not, and hides packed weights
+            "weights_bytes": getattr(self.model_runner, "model_memory_usage", None),
             "kv_cache_bytes": _storage_bytes(_tensors(self.model_runner.kv_caches)),
             "graphs_captured": compilation_counter.num_cudagraph_captured,
-            "compilation_s": float(compilation.compilation_time),
             "kernels": _kernels(model),
             "attention": _attention(model),
             "device_name": _device_name(self.device),
@@ -58,10 +50,6 @@ def _device_name(device: Any) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def _weights_bytes(model: torch.nn.Module) -> int:
-    return _storage_bytes([*model.parameters(), *model.buffers()])
-
-
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     """Caches are tensors for attention, and tuples of tensors for recurrent layers."""
     if isinstance(value, torch.Tensor):
@@ -74,27 +62,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def _parameters(model: torch.nn.Module) -> int:
-    """Weights of the model as it was before packing, on this worker."""
-    total = 0
-    for name, parameter in model.named_parameters():
-        if PACKED.search(name):
-            holder = model.get_submodule(name.rpartition(".")[0])
-            total += parameter.numel() * parameter.element_size() * 8 // _bits(holder)
-        elif not NOT_WEIGHTS.search(name):
-            total += parameter.numel()
-    return total
-
-
-def _bits(layer: Any) -> int:
-    """Bits of a packed weight, from whichever of vLLM's places this layer keeps them in; 4 if in none."""
-    for holder in (getattr(layer, "scheme", None), getattr(layer, "quant_method", None)):
-        for place in ("num_bits", "weight_bits", "bits"):
-            if isinstance(bits := getattr(holder, place, None), int):
-                return bits
-    return 4
 
 
 def _kernels(model: torch.nn.Module) -> dict[str, int]:
