@@ -14,16 +14,23 @@ PURPOSES = {
     "expert_files": "expert-cache files",
     "hub_cache": "hub cache, all models",
 }
-ABSENT_GPU = ("gpu", "gpu_process_bytes")
+# the numbers that an engine reports, and the names under which it says why one is absent
+ENGINE_NUMBERS = {
+    "weights, as the engine reports": ("weights_bytes", "weights", "engine"),
+    "KV budget, as the engine reports": ("kv_cache_bytes", "kv_cache", "engine"),
+    "framework's peak allocated": ("allocated_peak_bytes", "allocator", "engine"),
+}
 Quantity = tuple[str, Cell | str, str]
 
 
 def gigabytes(count: float | None) -> Cell | str:
-    """GB with two decimals, or three where that would show less than two digits."""
+    """GB with three digits, at most four decimals: a column stays narrow."""
     if count is None:
         return NOT_MEASURED
     value = count / 1e9
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.4f}"
+    if abs(value) >= 999.5:
+        return f"{value:.0f}"  # three digits would be written with an exponent
+    return f"{value:.3g}" if abs(value) >= 0.1 or value == 0 else f"{value:.4f}"
 
 
 def phase_table(record: Record, phases: Sequence[PhaseFootprint]) -> Table[PhaseFootprint]:
@@ -32,14 +39,19 @@ def phase_table(record: Record, phases: Sequence[PhaseFootprint]) -> Table[Phase
     assert telemetry is not None
     columns = [
         Column[PhaseFootprint]("phase", lambda p: p.name),
-        Column[PhaseFootprint]("time", lambda p: f"{p.seconds:.2f}", "s"),
-        Column[PhaseFootprint]("VRAM, device", lambda p: gigabytes(p.gpu_used_peak_bytes), "GB", "lower"),
-        Column[PhaseFootprint]("VRAM, process", lambda p: gigabytes(p.gpu_process_peak_bytes), "GB", "lower"),
+        Column[PhaseFootprint]("time", lambda p: f"{p.seconds:.1f}", "s"),
+        Column[PhaseFootprint]("VRAM device", lambda p: gigabytes(p.gpu_used_peak_bytes), "GB", "lower"),
+    ]
+    if any(phase.gpu_process_peak_bytes is not None for phase in phases):
+        columns.append(
+            Column[PhaseFootprint]("VRAM tree", lambda p: gigabytes(p.gpu_process_peak_bytes), "GB", "lower")
+        )
+    columns += [
         Column[PhaseFootprint]("RSS", lambda p: gigabytes(p.rss_peak_bytes), "GB", "lower"),
         Column[PhaseFootprint]("PSS", lambda p: gigabytes(p.pss_peak_bytes), "GB", "lower"),
         Column[PhaseFootprint]("page cache", lambda p: gigabytes(p.page_cache_bytes), "GB"),
-        Column[PhaseFootprint]("disk read", lambda p: gigabytes(p.disk_read_bytes), "GB", "lower"),
-        Column[PhaseFootprint]("disk written", lambda p: gigabytes(p.disk_written_bytes), "GB", "lower"),
+        Column[PhaseFootprint]("disk reads", lambda p: gigabytes(p.disk_read_bytes), "GB", "lower"),
+        Column[PhaseFootprint]("disk writes", lambda p: gigabytes(p.disk_written_bytes), "GB", "lower"),
     ]
     if any(phase.gpu_energy_j is not None for phase in phases):
         columns.append(
@@ -66,8 +78,9 @@ def _caption(record: Record, phases: Sequence[PhaseFootprint]) -> list[str]:
     if isinstance(result, FootprintResult):
         lines.append(f"One prompt round of {result.input_len} tokens in, {result.output_len} out.")
     lines.append(
-        "GB = 10⁹ bytes. VRAM, RSS and PSS: the phase's peak, of the engine's whole process tree; RSS counts "
-        "shared pages once for each process, PSS once. Page cache: what of the weight files and expert files "
+        "GB = 10⁹ bytes. VRAM: the phase's peak, of the whole device and of the engine's process tree. RSS "
+        "and PSS: the tree's peak; RSS counts shared pages once for each process, PSS once. Page cache: what "
+        "of the weight files and expert files "
         "is resident at the end of the phase."
     )
     lines += absences(telemetry)
@@ -97,14 +110,13 @@ def vram_numbers(record: Record) -> Mapping[str, int | str]:
     assert telemetry is not None
     engine = telemetry.engine
     numbers: dict[str, int | str] = {}
-    for title, field in (
-        ("weights, as the engine reports", "weights_bytes"),
-        ("KV budget, as the engine reports", "kv_cache_bytes"),
-        ("framework's peak allocated", "allocated_peak_bytes"),
-    ):
-        value = None if engine is None else getattr(engine, field)
-        why = "the engine did not get so far" if engine is None else engine.absent.get(field, "not reported")
-        numbers[title] = why if value is None else value
+    if engine is None:
+        numbers |= dict.fromkeys(ENGINE_NUMBERS, "the engine did not get so far")
+    else:
+        values = engine.weights_bytes, engine.kv_cache_bytes, engine.allocated_peak_bytes
+        for (title, keys), value in zip(ENGINE_NUMBERS.items(), values, strict=True):
+            why = (engine.absent[key] for key in keys if key in engine.absent)
+            numbers[title] = next(why, "not reported") if value is None else value
     device = [
         int(s.maximum)
         for s in telemetry.series
@@ -157,7 +169,7 @@ def memory_table(record: Record) -> Table[Quantity]:
 
 def _warmth(result: FootprintResult) -> str:
     load = result.load
-    parts = [f"loaded in {duration(load.total_s)}"]
+    parts = [] if load.total_s is None else [f"loaded in {duration(load.total_s)}"]
     if load.resident_share is not None:
         parts.append(f"{100 * load.resident_share:.0f} % in the page cache before")
     return ", ".join(parts)

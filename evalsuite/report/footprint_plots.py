@@ -19,6 +19,7 @@ from evalsuite.report.footprint import gpu_absent
 from evalsuite.report.plots import COLOURS, DASHES, STYLE, save_figure
 
 BANDS = ("#f0f0f0", "#ffffff")
+FEW = 50
 LABEL_WIDTH = 0.06  # of the whole time: a narrower band's name would run into its neighbour's
 
 
@@ -116,7 +117,11 @@ def _panel(axes: Any, times: pd.Series, name: str, lines: Sequence[Line], why: s
         return
     for line, colour, dash in zip(shown, COLOURS, DASHES, strict=False):
         there = line.values.notna()
-        axes.plot(times[there], line.values[there] / 1e9, dash, color=colour, linewidth=1.6, label=line.label)
+        marker = "." if there.sum() < FEW else None  # between two marks nothing is known
+        axes.plot(
+            times[there], line.values[there] / 1e9, dash, color=colour, linewidth=1.6, marker=marker,
+            label=line.label,
+        )  # fmt: skip
     top = max(float(line.values.max()) for line in shown) / 1e9
     axes.set_ylim(0, 1.15 * top or 1)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -126,7 +131,8 @@ def _bands(axes: Any, phases: Sequence[Phase]) -> None:
     axes.grid(visible=False, axis="x")
     for number, phase in enumerate(phases):
         axes.axvspan(phase.start_s, phase.stop_s, color=BANDS[number % 2], lw=0, zorder=0)
-        axes.axvline(phase.start_s, color="#bbbbbb", linewidth=0.8, zorder=0.5)
+        for edge in (phase.start_s, phase.stop_s):
+            axes.axvline(edge, color="#bbbbbb", linewidth=0.8, zorder=0.5)
 
 
 def _name_bands(axes: Any, phases: Sequence[Phase], whole_s: float) -> None:
@@ -185,7 +191,7 @@ def vram_bars(
             axes.barh(position, value / 1e9, color=colour, height=0.6)
             axes.text(value / 1e9 + 0.01 * widest, position, f"{value / 1e9:.3g} GB", va="center", fontsize=9)
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.14 * widest)
         axes.set_xlabel("GB (10⁹ bytes)")

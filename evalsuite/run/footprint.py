@@ -66,6 +66,8 @@ def run_footprint(
     run = _Run(spec, subject, folder, phase)
     try:
         error = run.measure(opener)
+        if error is not None:  # the folder is about to change its name
+            error.todo = error.todo.replace(f"{folder.path}/", "")
         record = run.record(error)
         return Footprint(folder.finish(record), record, error)
     except BaseException as error:
