@@ -3,11 +3,12 @@
 The model ``fake:SCRIPT.json`` is opened only where HLWQ_EVAL_FAKE_ENGINE is 1. The script::
 
     {"load_s": 0.0, "first_token_s": 0.001, "token_s": 0.001,
+     "facts": {"fingerprint": "…"}, "idle_cache": false,
      "on": {"load": ["say", "text"], "generate 2": ["oom"], "resize_expert_cache": ["refuse"]}}
 
-`on` names a call, or the n-th call of that kind, counted from 1, and what happens there instead: ``oom``,
-``fail``, ``refuse``, ``die`` (SIGKILL), ``crash`` (an exception), ``hang``, or ``say`` with a text that is
-printed before the call goes on.
+`facts` replaces some of the model's facts, and an idle cache counts nothing. `on` names a call, or the n-th
+call of that kind, counted from 1, and what happens there instead: ``oom``, ``fail``, ``refuse``, ``die``
+(SIGKILL), ``crash`` (an exception), ``hang``, or ``say`` with a text that is printed before the call goes on.
 """
 
 import json
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from evalsuite.core.cache import CacheCounters, LayerCounters
 from evalsuite.core.errors import MeasurementError, OutOfMemory, UsageError
 from evalsuite.core.record import ModelFacts
+from evalsuite.core.spec import Serving
 from evalsuite.core.speed import LoadTimes
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.engines.base import Generated
@@ -42,12 +44,12 @@ class FakeGenerator:
         UsageError: the environment does not ask for a fake engine.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, serving: Serving) -> None:
         if os.environ.get(VARIABLE) != "1":
             raise UsageError(f"{model} is no model.", todo="choose a model that can be measured.")
         self._script: dict[str, Any] = json.loads(Path(model.removeprefix(PREFIX)).read_text())
         self._calls: Counter[str] = Counter()
-        self._cache_size: int | None = None
+        self._cache_size = serving.moe_expert_cache_size
         self._steps = 0
         start = time.monotonic()
         self._enter("load")
@@ -58,7 +60,7 @@ class FakeGenerator:
             fingerprint="none", stored="nothing", stored_bytes=0, computed="nothing", dtype="none",
             device="cpu", device_name="none", engaged={"engine": "fake"},
             warnings=("a scripted engine: no number here is a measurement",),
-        )  # fmt: skip
+        ).model_copy(update=self._script.get("facts", {}))  # fmt: skip
 
     def generate(
         self, prompts: Sequence[NDArray[np.int64]], output_len: int, on_first_token: Callable[[], None]

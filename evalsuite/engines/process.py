@@ -166,8 +166,9 @@ class ProcessGenerator:
 
     def kill(self) -> None:
         """End all its processes at once, from any thread; a call that waits raises EngineDied."""
-        self._killed = True
-        _signal(self._members(), signal.SIGKILL)
+        if not self._closed:
+            self._killed = True
+            _signal(self._members(), signal.SIGKILL)
 
     def close(self) -> None:
         """End the child and all that it started: by request, by SIGTERM, by SIGKILL."""

@@ -64,7 +64,7 @@ def _serve(connection: Connection) -> None:
 
 def _open(model: str, serving: Serving, log: Path) -> Generator:
     if model.startswith(PREFIX):
-        return FakeGenerator(model)
+        return FakeGenerator(model, serving)
     from evalsuite.engines.select import open_generator
 
     return open_generator(model, serving, log)

@@ -1,5 +1,7 @@
 """From axes to cells and to groups that share a loaded model."""
 
+from itertools import pairwise
+
 import pytest
 
 from evalsuite.core.errors import UsageError
@@ -49,7 +51,7 @@ def test_a_group_differs_in_cache_size_and_concurrency_alone():
     for group in found:
         assert len({(c.model, c.serving.enforce_eager) for c in group}) == 1
         sizes = [c.serving.moe_expert_cache_size for c in group]
-        assert sum(a != b for a, b in zip(sizes, sizes[1:], strict=False)) == len(set(sizes)) - 1
+        assert sum(a != b for a, b in pairwise(sizes)) == len(set(sizes)) - 1
 
 
 def test_the_seed_decides_the_order():

@@ -1,0 +1,81 @@
+"""The engine of one group of cells: opened when needed, resized between cells, replaced after a failure."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from evalsuite.core.errors import EvalError, UsageError
+from evalsuite.core.spec import Serving, SpeedSpec
+from evalsuite.core.speed import LoadTimes
+from evalsuite.engines.process import ProcessGenerator
+
+Opener = Callable[[str, Serving, Path, float], ProcessGenerator]
+
+
+class HeldEngine:
+    """At most one child process at a time.
+
+    Args:
+        opener: makes the child process.
+        log: of all its children.
+        before: called before a child is opened; returns what a record must warn of.
+
+    Attributes:
+        load: of the child that runs.
+        loaded_with: the cache size that it was loaded with.
+        warnings: what `before` returned for it.
+    """
+
+    def __init__(self, opener: Opener, log: Path, before: Callable[[], tuple[str, ...]]) -> None:
+        self._opener, self._before = opener, before
+        self._engine: ProcessGenerator | None = None
+        self._started = False
+        self._size: int | None = None
+        self._refused: dict[int | None, EvalError] = {}
+        self.log = log
+        self.load: LoadTimes | None = None
+        self.loaded_with: int | None = None
+        self.warnings: tuple[str, ...] = ()
+
+    def acquire(self, cell: SpeedSpec) -> ProcessGenerator:
+        """A child process for this cell: the one that runs, or a new one that has still to load.
+
+        Raises:
+            EvalError: this could not be loaded before, or the running engine failed.
+        """
+        size = cell.serving.moe_expert_cache_size
+        if error := self._refused.get(size):
+            raise error
+        if self._engine is not None and size != self._size:
+            try:
+                self._engine.deadline_s = None
+                self._engine.resize_expert_cache(size)
+            except UsageError:
+                self.drop()
+        if self._engine is None:
+            self.warnings = self._before()
+            self._engine = self._opener(cell.model, cell.serving, self.log, cell.workload.timeout_s)
+            self._started, self.loaded_with = False, size
+        self._size = size
+        return self._engine
+
+    def start(self) -> None:
+        """Load, unless it runs already; a failure is remembered for the other cells of this cache size.
+
+        Raises:
+            EvalError: as `ProcessGenerator.start` has it.
+        """
+        assert self._engine is not None, "acquire() comes first"
+        if self._started:
+            return
+        try:
+            self._engine.start()
+        except EvalError as error:
+            self._refused[self._size] = error
+            raise
+        self._started, self.load = True, self._engine.load
+
+    def drop(self) -> None:
+        """End the child, if there is one."""
+        if self._engine is not None:
+            engine, self._engine, self._started = self._engine, None, False
+            engine.close()
