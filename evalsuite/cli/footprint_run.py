@@ -8,12 +8,12 @@ from evalsuite.core.record import Record
 from evalsuite.core.spec import FootprintSpec
 from evalsuite.core.speed import FootprintResult
 from evalsuite.data.corpora import load_corpus
-from evalsuite.measure.footprint import PhaseFootprint, by_phase
 from evalsuite.report.footprint import absences, memory_table, phase_table, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.run.footprint import run_footprint
 from evalsuite.run.subject import check_cache_sizes, prepare
 from evalsuite.store.runs import RunStore
+from evalsuite.telemetry.phases import PhaseFootprint, by_phase
 from evalsuite.telemetry.samples import load_samples
 
 HOW_TO_RUN_ANOTHER = "This is the built-in model. For a model of your own: hlwq-eval footprint MODEL"

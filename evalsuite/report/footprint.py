@@ -6,8 +6,8 @@ from evalsuite.core.record import Record
 from evalsuite.core.speed import FootprintResult
 from evalsuite.core.telemetry import Telemetry
 from evalsuite.core.units import duration
-from evalsuite.measure.footprint import PhaseFootprint
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
+from evalsuite.telemetry.phases import PhaseFootprint
 
 PURPOSES = {
     "checkpoint": "weight files",

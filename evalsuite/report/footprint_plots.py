@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evalsuite.core.telemetry import Phase, Telemetry
-from evalsuite.measure.footprint import over_gpus
 from evalsuite.report.footprint import gpu_absent
 from evalsuite.report.plots import COLOURS, DASHES, STYLE, save_figure
+from evalsuite.telemetry.phases import over_gpus
 
 BANDS = ("#f0f0f0", "#ffffff")
 FEW = 50

@@ -143,7 +143,7 @@ class _Run:
         self._phase(name)
 
     def _expert_files(self) -> list[Path]:
-        return sorted(cache_folder().glob(f"{self._subject.checkpoint.fingerprint()[:16]}-*"))
+        return sorted(cache_folder().glob(f"{self._subject.fingerprint[:16]}-*"))
 
     def _summarise(self, load: LoadTimes, warm: float | None) -> FootprintResult:
         disk, absent = {CHECKPOINT: disk_bytes(self._weights)}, dict[str, str]()
