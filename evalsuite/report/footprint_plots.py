@@ -19,8 +19,8 @@ from evalsuite.report.plots import COLOURS, DASHES, STYLE, save_figure
 from evalsuite.telemetry.phases import over_gpus
 
 BANDS = ("#f0f0f0", "#ffffff")
-FEW = 50
-LABEL_WIDTH = 0.06  # of the whole time: a narrower band's name would run into its neighbour's
+FEW = 50  # samples of a line whose every sample is marked
+NAME_WIDTH = 0.1  # of a panel's width: what the name of a phase takes
 
 
 @dataclass(frozen=True)
@@ -136,22 +136,34 @@ def _bands(axes: Any, phases: Sequence[Phase]) -> None:
 
 
 def _name_bands(axes: Any, phases: Sequence[Phase], whole_s: float) -> None:
-    """Names above the bands; where a band is narrow, its name is slanted so that it does not hit the next."""
-    for phase in phases:
-        narrow = phase.stop_s - phase.start_s < LABEL_WIDTH * whole_s
+    """Names above the bands, moved apart where bands are narrow, each tied to its band by a line."""
+    centres = [(phase.start_s + phase.stop_s) / 2 / (whole_s or 1) for phase in phases]
+    for phase, centre, place in zip(phases, centres, spread(centres, NAME_WIDTH), strict=True):
         axes.annotate(
             phase.name,
-            ((phase.start_s + phase.stop_s) / 2, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="left" if narrow else "center",
+            (centre, 1.0),
+            xycoords="axes fraction",
+            xytext=(place, 1.1),
+            textcoords="axes fraction",
+            ha="center",
             va="bottom",
-            rotation=40 if narrow else 0,
-            rotation_mode="anchor",
             fontsize=9,
             parse_math=False,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0},
         )
+
+
+def spread(places: Sequence[float], distance: float) -> list[float]:
+    """Ascending places, moved as little to the right, and then back to the left of 1, as keeps them apart."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + distance) if found else place)
+    limit = 1.0
+    for index in reversed(range(len(found))):
+        found[index] = min(found[index], limit)
+        limit = found[index] - distance
+    return found
 
 
 def vram_bars(
