@@ -114,7 +114,6 @@ class Watch:
         self._stop.set()
         self._wake()
         self._threads.shutdown()
-        self._fast.take()
         self.end_phase()
         self._file.finish()
         for sampler in self._samplers:
@@ -133,7 +132,8 @@ class Watch:
         self._wake()
 
     def end_phase(self) -> None:
-        """The running phase ends, and none begins."""
+        """The running phase ends with a sample, and none begins."""
+        self._fast.take()
         with self._lock:
             self._end_phase(self._clock())
 

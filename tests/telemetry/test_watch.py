@@ -163,6 +163,17 @@ def test_phases_and_the_table_on_disk(tmp_path: Path, child: subprocess.Popen[by
     assert (telemetry.gpu_process_peak_bytes, "gpu" in telemetry.absent) == (None, True)
 
 
+def test_a_phase_shorter_than_the_grid_has_a_sample(tmp_path: Path, child: subprocess.Popen[bytes]):
+    with Watch(tmp_path, child.pid, hz=0.1) as seen:
+        for name in ("prefill", "decode"):
+            seen.phase(name)
+        seen.end_phase()
+    samples = load_samples(tmp_path)
+    for phase in seen.summary().phases:
+        inside = samples["t_s"].between(phase.start_s, phase.stop_s)
+        assert samples.loc[inside, "rss_bytes"].notna().any()
+
+
 def test_watching_oneself_is_said(tmp_path: Path):
     with Watch(tmp_path, os.getpid()) as seen:
         pass
