@@ -5,13 +5,28 @@ for the GPU and no CUDA graph can hold it.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evalsuite.core.cache import LayerCounters
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
 from evalsuite.experts.policy import EMPTY, Placement, make_policy
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experts of a step that are in slots now.
+
+    Attributes:
+        slot_of: the slot of each of the layer's experts, -1 outside the group, int32 [experts].
+        slots: the slot of each routed expert, int [tokens, top_k], where the group is all of the step; else None.
+    """
+
+    slot_of: Tensor
+    slots: Tensor | None
 
 
 class HostCache:
@@ -49,15 +64,11 @@ class HostCache:
             tensor.data = torch.empty((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
         self.clear()
 
-    def serve(self, topk_ids: Tensor) -> Iterator[tuple[Tensor, bool]]:
+    def serve(self, topk_ids: Tensor) -> Iterator[Group]:
         """Bring the experts of one step into slots, a group at a time.
 
         Args:
             topk_ids: experts of each token, int [tokens, top_k]; negative ones are nobody's.
-
-        Yields:
-            the slot of each expert, -1 outside the group, in the ids' dtype [experts] on their device; and
-            whether this group is all of the step.
         """
         wanted = [e for e in topk_ids.unique().tolist() if e >= 0]
         self._steps += 1
@@ -66,11 +77,12 @@ class HostCache:
             self._hits += placement.hits
             self._misses += len(placement.loads)
             self._fetch(placement)
-            slot_of = torch.full((self.experts,), EMPTY, dtype=topk_ids.dtype, device="cpu")
-            slot_of[list(placement.slots)] = torch.tensor(
-                list(placement.slots.values()), dtype=topk_ids.dtype, device="cpu"
-            )
-            yield slot_of.to(topk_ids.device), len(placement.slots) == len(wanted)
+            slot_of = np.full(self.experts, EMPTY, np.int32)
+            slot_of[list(placement.slots)] = list(placement.slots.values())
+            on_device = torch.from_numpy(slot_of).to(topk_ids.device)
+            whole = len(placement.slots) == len(wanted)
+            slots = on_device[topk_ids.long()].to(topk_ids.dtype) if whole else None
+            yield Group(on_device, slots)
 
     def _fetch(self, placement: Placement) -> None:
         if self._side is None:

@@ -143,17 +143,16 @@ class CachedExperts:
     ) -> Tensor:
         assert self.cache is not None
         total: Tensor | None = None
-        for slot_of, whole in self.cache.serve(topk_ids):
+        for group in self.cache.serve(topk_ids):
             shared = (shared_experts, shared_experts_input) if total is None else (None, None)
-            if whole:
-                ids = slot_of[topk_ids.long()]
-                return self._compute(layer, x, topk_weights, ids, None, *shared)
+            if group.slots is not None:  # the whole step
+                return self._compute(layer, x, topk_weights, group.slots, None, *shared)
             if total is None:
                 total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
             if x.device.type == "cpu":
-                self._add_pairs(total, layer, x, topk_weights, topk_ids, slot_of, *shared)
+                self._add_pairs(total, layer, x, topk_weights, topk_ids, group.slot_of, *shared)
             else:
-                total += self._compute(layer, x, topk_weights, topk_ids, slot_of.int(), *shared)
+                total += self._compute(layer, x, topk_weights, topk_ids, group.slot_of, *shared)
         return torch.zeros_like(x) if total is None else total.to(x.dtype)
 
     def _add_pairs(
@@ -167,7 +166,7 @@ class CachedExperts:
         *shared: Any,
     ) -> None:
         """Add the group's experts for the tokens that chose them: vLLM's CPU kernels know no expert map."""
-        ids = slot_of[topk_ids.long()]
+        ids = slot_of[topk_ids.long()].to(topk_ids.dtype)
         rows, place = (ids >= 0).nonzero(as_tuple=True)
         weights, ids = topk_weights[rows, place, None], ids[rows, place, None]
         total.index_add_(0, rows, self._compute(layer, x[rows], weights, ids, None, *shared).float())
