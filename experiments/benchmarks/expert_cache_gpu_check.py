@@ -215,6 +215,10 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = [int(s) for s in arguments.sizes.split(",")]
     register()
+    if not torch.cuda.is_available():  # vLLM by itself has no INT4 experts there
+        from evalsuite.engines.vllm_plugin import cpu_int4
+
+        cpu_int4.install()
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
