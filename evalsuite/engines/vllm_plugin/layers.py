@@ -6,8 +6,10 @@ a time, and what it makes of them goes to the store; the last time it is given a
 the kernel that it then builds stands on the slots. A step hands that kernel slots instead of experts.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,8 +18,11 @@ from torch.nn import Parameter
 from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.host_cache import HostCache
 from evalsuite.engines.vllm_plugin.host_store import HostExperts, check_room
-from evalsuite.engines.vllm_plugin.settings import CacheSettings
+from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
 from evalsuite.engines.vllm_plugin.versions import find_adapter
+
+if TYPE_CHECKING:
+    from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 
 CHUNK = 32  # experts that are repacked at once
 
@@ -77,7 +82,7 @@ def with_cache(
 class CachedExperts:
     """Put before one of vLLM's MoE methods; see `with_cache`."""
 
-    cache: HostCache | None
+    cache: HostCache | DeviceCache | None
     cache_settings: CacheSettings
     layer_prefix: str
     layers: int
@@ -110,11 +115,11 @@ class CachedExperts:
         for name in [n for n in layer._parameters if n not in self._foreign]:
             parameter = layer._parameters.pop(name)
             layer.__dict__[name] = parameter  # out of vLLM's sight, which would move it to the CPU again
-        self.cache = HostCache(
+        self.cache = _make_cache(
             layer_number(self.layer_prefix),
             {name: slots[name] for name in store.parts},
             store,
-            self.cache_settings.moe_expert_cache_policy,
+            self.cache_settings,
         )
 
     def _repack(self, layer: Any, raw: dict[str, Tensor], first: int, count: int) -> dict[str, Parameter]:
@@ -195,6 +200,17 @@ class CachedExperts:
             shared_experts=shared_experts,
             shared_experts_input=shared_experts_input,
         )
+
+
+def _make_cache(
+    layer: int, slots: dict[str, Parameter], store: HostExperts, settings: CacheSettings
+) -> HostCache | DeviceCache:
+    device = next(iter(slots.values())).device
+    if runs_on_device(settings, device.type):
+        from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
+
+        return DeviceCache(layer, slots, store, settings.moe_expert_cache_policy)
+    return HostCache(layer, slots, store, settings.moe_expert_cache_policy)
 
 
 def _per_expert(parts: dict[str, Parameter], count: int) -> list[str]:

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from evalsuite.core.errors import UsageError
-from evalsuite.engines.vllm_plugin.settings import CacheSettings
+from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
 from evalsuite.engines.vllm_plugin.versions import find_adapter
 
 logger = logging.getLogger("vllm.hlwq_expert_cache")
@@ -13,13 +13,6 @@ WORKERS = {
     "vllm.v1.worker.gpu_worker.Worker": "evalsuite.engines.vllm_plugin.gpu_worker.CachedGPUWorker",
     "vllm.v1.worker.cpu_worker.CPUWorker": "evalsuite.engines.vllm_plugin.cpu_worker.CachedCPUWorker",
 }
-# the policies whose rules the kernels on the GPU have, with a store that they can reach
-IN_KERNELS: tuple[tuple[str, str], ...] = ()
-
-
-def runs_on_device(settings: CacheSettings, device: str) -> bool:
-    """Whether kernels keep the cache, so that a step needs no word from the host and graphs can capture it."""
-    return device == "cuda" and (settings.moe_expert_store, settings.moe_expert_cache_policy) in IN_KERNELS
 
 
 def prepare_arguments(engine_args: Any, settings: CacheSettings) -> None:
@@ -40,8 +33,8 @@ def prepare_arguments(engine_args: Any, settings: CacheSettings) -> None:
     device = current_platform.device_type
     if not engine_args.enforce_eager and not runs_on_device(settings, device):
         logger.warning(
-            "The expert cache with policy %s and store %s on %s asks the host in every step: --enforce-eager is set.",
-            settings.moe_expert_cache_policy, settings.moe_expert_store, device,
+            "The expert cache with store %s on %s asks the host in every step: --enforce-eager is set.",
+            settings.moe_expert_store, device,
         )  # fmt: skip
         engine_args.enforce_eager = True
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from evalsuite.core.cache import CacheCounters
 from evalsuite.core.errors import UsageError
-from evalsuite.engines.vllm_plugin.host_cache import HostCache
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
 from evalsuite.engines.vllm_plugin.settings import CacheSettings
 
@@ -56,7 +55,7 @@ class CacheReports:
             logger.info("%s", summary(self._counters()))
         super().shutdown()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _caches(self) -> Iterator[HostCache]:
+    def _caches(self) -> Iterator[Any]:
         drafter = getattr(self.model_runner, "drafter", None)
         for model in (self.model_runner.model, getattr(drafter, "model", None)):
             for module in model.modules() if model is not None else ():
