@@ -15,6 +15,7 @@ from evalsuite.engines.vllm_plugin import kernels
 from evalsuite.engines.vllm_plugin.host_cache import Group
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
 
+ALL_TOKENS = 2**31 - 1
 WORDS = 4096  # 16 KiB for each program at once
 PROGRAMS_PER_PROCESSOR = 2
 
@@ -27,6 +28,10 @@ class DeviceCache:
         slots: part to a tensor of `size` experts on the device, in the order of the store's parts.
         store: every expert of the layer, pinned.
         policy: name of the policy.
+
+    Attributes:
+        token_limit: tokens of the coming step, int32 [1]; rows after them only pad a graph's shape. One tensor
+            for all layers, once the worker has seen to that.
     """
 
     def __init__(self, layer: int, slots: Mapping[str, Tensor], store: HostExperts, policy: str) -> None:
@@ -35,6 +40,7 @@ class DeviceCache:
         self.device = next(iter(self.slots.values())).device
         self._words = tuple(t[0].nbytes // 4 for t in store.parts.values())
         self._source = tuple(_as_words(_mapped(t, self.device)) for t in store.parts.values())
+        self.token_limit = torch.full((1,), ALL_TOKENS, dtype=torch.int32, device=self.device)
         self._programs = 4
         if self.device.type == "cuda":
             processors = torch.cuda.get_device_properties(self.device).multi_processor_count
@@ -91,7 +97,7 @@ class DeviceCache:
     def _launch(self, ids: Tensor, slots: Tensor, index: int, groups: int) -> None:
         width = _power_of_two(self.size)
         kernels.place[(1,)](
-            ids, ids.numel(), slots, self._expert_map,
+            ids, ids.numel(), self.token_limit, ids.shape[-1], slots, self._expert_map,
             self._slot_of, self._expert_in, self._last_used, self._worth, self._count, self._frequency,
             self._scalars, self._counters,
             self._position_of, self._flag_of, self._load_expert, self._load_slot, self._load_count,
@@ -130,4 +136,6 @@ def _mapped(tensor: Tensor, device: torch.device) -> Tensor:
     """The same memory as the device sees it."""
     if device.type == "cpu":
         return tensor
-    return torch.ops._C.get_cuda_view_from_cpu_tensor(tensor)
+    from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor
+
+    return get_accelerator_view_from_cpu_tensor(tensor)

@@ -21,9 +21,9 @@ STEP, LOADS, AGE = 0, 1, 2
 STEPS, HITS, MISSES, OVERFLOWS = 0, 1, 2, 3
 
 
-@triton.jit(do_not_specialize=["id_count", "group_index"])
+@triton.jit(do_not_specialize=["id_count", "top_k", "group_index"])
 def place(
-    ids, id_count, slots_out, expert_map,
+    ids, id_count, token_limit, top_k, slots_out, expert_map,
     slot_of, expert_in, last_used, worth, count, frequency, scalars, counters,
     position_of, flag_of, load_expert, load_slot, load_count, group_index,
     is_first: tl.constexpr, is_alone: tl.constexpr, slot_count: tl.constexpr, expert_count: tl.constexpr,
@@ -32,7 +32,8 @@ def place(
     """Place one group of a step.
 
     Args:
-        ids: routed experts, int [id_count]; negative ones are nobody's.
+        ids: routed experts, int [id_count], top_k of each token; negative ones are nobody's.
+        token_limit: tokens of the step, int32 [1]; the others only pad it to the shape that a graph has.
         slots_out: the slot of each of them, written where the step is one group.
         expert_map: the slot of each expert of the group and -1 elsewhere, written where there are several.
         slot_of, expert_in, last_used: as in `Policy`; int32.
@@ -55,15 +56,16 @@ def place(
     value = tl.load(worth + s, mask=is_slot, other=0)
     uses = tl.load(count + s, mask=is_slot, other=0)
     often = tl.load(frequency + s, mask=is_slot, other=0.0)
+    id_limit = tl.minimum(tl.load(token_limit).to(tl.int64) * top_k, id_count)
     step = tl.load(scalars + 0)
     loads = tl.load(scalars + 1)
     age = tl.load(scalars + 2)
 
     if is_first:
         wanted = tl.zeros([EXPERTS], tl.int32)
-        for start in range(0, id_count, IDS):
+        for start in range(0, id_limit, IDS):
             at = start + tl.arange(0, IDS)
-            some = tl.load(ids + at, mask=at < id_count, other=-1).to(tl.int32)
+            some = tl.load(ids + at, mask=at < id_limit, other=-1).to(tl.int32)
             wanted |= tl.max((e[:, None] == some[None, :]).to(tl.int32), axis=1)
         resident = tl.where(where_is >= 0, wanted, 0)
         absent = wanted - resident
@@ -171,8 +173,8 @@ def place(
     else:
         for start in range(0, id_count, IDS):
             at = start + tl.arange(0, IDS)
-            some = tl.load(ids + at, mask=at < id_count, other=-1)
-            slot = tl.load(slot_of + some, mask=some >= 0, other=-1)
+            some = tl.load(ids + at, mask=at < id_limit, other=-1)
+            slot = tl.load(slot_of + some, mask=some >= 0, other=0)  # padding computes with any
             tl.store(slots_out + at, slot.to(slots_out.dtype.element_ty), mask=at < id_count)
 
 

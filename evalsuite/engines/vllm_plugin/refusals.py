@@ -9,6 +9,7 @@ from evalsuite.engines.vllm_plugin.versions import find_adapter
 
 logger = logging.getLogger("vllm.hlwq_expert_cache")
 
+LARGEST_CAPTURE = 64  # tokens
 WORKERS = {
     "vllm.v1.worker.gpu_worker.Worker": "evalsuite.engines.vllm_plugin.gpu_worker.CachedGPUWorker",
     "vllm.v1.worker.cpu_worker.CPUWorker": "evalsuite.engines.vllm_plugin.cpu_worker.CachedCPUWorker",
@@ -37,6 +38,25 @@ def prepare_arguments(engine_args: Any, settings: CacheSettings) -> None:
             settings.moe_expert_store, device,
         )  # fmt: skip
         engine_args.enforce_eager = True
+    if not engine_args.enforce_eager:
+        limit_captures(engine_args)
+
+
+def limit_captures(engine_args: Any) -> None:
+    """Capture graphs of small batches only, unless the user says which.
+
+    A captured step has as many groups as its tokens could need, each with kernels of its own, so that a graph
+    of 512 tokens over 8 slots would have tens of thousands of nodes and save nothing.
+    """
+    compilation = engine_args.compilation_config
+    given = (
+        engine_args.cudagraph_capture_sizes, engine_args.max_cudagraph_capture_size,
+        compilation.cudagraph_capture_sizes, compilation.max_cudagraph_capture_size,
+    )  # fmt: skip
+    if all(value is None for value in given):
+        engine_args.max_cudagraph_capture_size = min(
+            LARGEST_CAPTURE, 2 * (engine_args.max_num_seqs or LARGEST_CAPTURE)
+        )
 
 
 def prepare_configuration(config: Any, settings: CacheSettings) -> None:
