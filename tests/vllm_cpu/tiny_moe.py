@@ -1,4 +1,7 @@
-"""Tiny random Qwen3-MoE checkpoints, BF16 or compressed-tensors INT4, written without any model library."""
+"""Tiny random mixture-of-experts checkpoints, written without any model library.
+
+BF16 or compressed-tensors INT4 in the shape of Qwen3-MoE, or BF16 with a shared expert in that of Qwen2-MoE.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +14,7 @@ GROUP = 32
 
 
 def write_tiny_moe(
-    folder: Path, *, int4: bool, experts: int = 16, top_k: int = 2, hidden: int = 64, intermediate: int = 32,
+    folder: Path, *, int4: bool, shared: bool = False, experts: int = 16, top_k: int = 2, hidden: int = 64, intermediate: int = 32,
     layers: int = 2, vocabulary: int = 257, group: int = GROUP, seed: int = 3,
 ) -> Path:  # fmt: skip
     """A checkpoint folder that vLLM loads; the same seed gives the same weights."""
@@ -32,10 +35,18 @@ def write_tiny_moe(
             tensors[f"{at}{name}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
         for name, rows in (("q", heads), ("k", 1), ("v", 1)):
             tensors[f"{at}self_attn.{name}_proj.weight"] = normal(rows * head_dim, hidden)
+            if shared:
+                tensors[f"{at}self_attn.{name}_proj.bias"] = normal(rows * head_dim)
         tensors[f"{at}self_attn.o_proj.weight"] = normal(hidden, heads * head_dim)
-        for name in ("q_norm", "k_norm"):
+        for name in () if shared else ("q_norm", "k_norm"):
             tensors[f"{at}self_attn.{name}.weight"] = torch.ones(head_dim, dtype=torch.bfloat16)
         tensors[f"{at}mlp.gate.weight"] = normal(experts, hidden)
+        if shared:
+            tensors[f"{at}mlp.shared_expert_gate.weight"] = normal(1, hidden)
+            for name, rows, columns in (
+                ("gate", intermediate, hidden), ("up", intermediate, hidden), ("down", hidden, intermediate),
+            ):  # fmt: skip
+                tensors[f"{at}mlp.shared_expert.{name}_proj.weight"] = normal(rows, columns)
         for expert in range(experts):
             for name, rows, columns in (
                 ("gate", intermediate, hidden), ("up", intermediate, hidden), ("down", hidden, intermediate),
@@ -61,6 +72,11 @@ def write_tiny_moe(
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": False, "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
+    if shared:
+        config |= {
+            "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe",
+            "shared_expert_intermediate_size": intermediate, "norm_topk_prob": False,
+        }  # fmt: skip
     if int4:
         weights = {
             "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": group,
