@@ -1,17 +1,18 @@
 """Is the expert cache right on this GPU? Tiny random models, with the cache against without, in two minutes.
 
-    python experiments/benchmarks/expert_cache_gpu_check.py --out FILE.json [--kinds int4,bf16] [--modes eager,graphs]
+    python experiments/benchmarks/expert_cache_gpu_check.py --out FILE.json [--kinds int4,bf16] \\
+        [--modes eager,graphs] [--policies lru,lfru] [--sizes 1,4,8,16,31]
 
 Runs anywhere that vLLM runs, installed or beside the repository on PYTHONPATH; everything is in one process
-(VLLM_ENABLE_V1_MULTIPROCESSING=0), so that the plugin is registered by a call. For INT4 (Marlin) and BF16
-experts, eager and with CUDA graphs, at every cache size: greedy tokens and prompt log-probabilities against no
-cache, counters against `evalsuite.experts.policy` over the routed experts of the same run (eager; graphs must
-count the same), several policies, and one resize without loading again. Exit code 1 if anything differs.
+(VLLM_ENABLE_V1_MULTIPROCESSING=0), so that a call registers the plugin. For INT4 (Marlin) and BF16 experts,
+eager and with CUDA graphs, at every cache size: greedy tokens and prompt log-probabilities against no cache,
+counters against `evalsuite.experts.policy` over the routed experts of the same run (eager; graphs must count
+the same), several policies, and every eager size by resizing one engine. Exit code 1 if anything differs.
 
 A step that fits computes what it would without a cache, so its differences should be 0; a step that needs
-several groups adds bfloat16 sums in another order, and where two experts of these random routers are almost tied
-a token then goes elsewhere. Mean and largest differences in nats stand beside those between two runs without a
-cache, one prompt at a time and all at once.
+several groups adds bfloat16 sums in another order, and where two experts of these random routers are almost
+tied a token then goes elsewhere. Mean and largest differences in nats stand beside those between two runs
+without a cache, one prompt at a time and all at once.
 """
 
 import argparse

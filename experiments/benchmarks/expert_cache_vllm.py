@@ -1,19 +1,20 @@
-"""Decode speed of stock vLLM with the expert cache, beside the bound of the bytes that must come over PCIe.
+"""Decode speed of stock vLLM with the expert cache, beside the bound of the bytes that must be copied.
 
     python experiments/benchmarks/expert_cache_vllm.py --out FILE.json \\
         [--geometry experiments/geometry/qwen3.5-35b-a3b-int4] [--sizes all,8,64,128] [--modes graphs,eager] \\
         [--routing uniform_random,zipf:1.0,model] [--policies lru] [--stores pinned]
 
-One GPU, batch 1, random weights in the geometry of a config.json. With t0 the time of a decoded token with every
-expert on the device and CUDA graphs (the cell `all graphs`), m the measured misses a token, and B the measured
-copy bandwidth from pinned memory,
+One GPU, batch 1, random weights in the geometry of a config.json. With t0 the time of a decoded token with
+every expert on the device and CUDA graphs (the cell `all graphs`), m the measured misses a token, and B the
+measured copy bandwidth from pinned memory,
 
-    bound = 1 / (t0 + m · expert bytes / B)        m = (1 − h) · layers · top-k, less what a step routes twice
+    bound = 1 / (t0 + m · expert bytes / B)      m = (1 − h) · layers · top-k, less what a step routes twice
 
 Routing decides the hit rate h, so each row names it: `uniform_random` is vLLM's own simulation (with
-replacement), `zipf:S` draws top-k different experts of every token with probabilities ∝ rank^−S, independent of
-the token before, and `model` is the random router itself, which is deterministic: its rows compare their tokens
-with the tokens of every expert resident. Every cell is a process of its own; FILE.json is written after each.
+replacement), `zipf:S` draws top-k different experts of every token with probabilities ∝ rank^−S, independent
+of the token before, and `model` is the random router itself, which is deterministic: its rows compare their
+tokens with the tokens of every expert resident. Each cell is a process of its own; FILE.json is written after
+each, and cells that it has already are not run again.
 """
 
 import argparse
@@ -41,9 +42,7 @@ def main() -> None:
     parser.add_argument("--stores", default="pinned")
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.6)
-    parser.add_argument(
-        "--profile", action="store_true", help="the GPU kernels that take longest in a decoded token"
-    )
+    parser.add_argument("--profile", action="store_true", help="add the GPU kernels that take longest")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

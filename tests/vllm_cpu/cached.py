@@ -8,13 +8,16 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import vllm.engine.arg_utils  # noqa: F401 (what the plugin extends)
-from vllm import LLM, SamplingParams
+from vllm import LLM, EngineArgs, SamplingParams
 from vllm_cpu.tiny_moe import write_tiny_moe
 
-from evalsuite.engines.vllm_plugin import cpu_int4, register
+from evalsuite.core.errors import EvalError
+from evalsuite.engines.vllm_plugin import cpu_int4, host_store, register, versions
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
 
 EXPERTS, TOP_K = 16, 2
@@ -80,7 +83,9 @@ def use_policy(llm: LLM, policy: str) -> None:
 
 def facts(worker: Any) -> dict[str, Any]:
     """What the layers of an engine are made of."""
-    layers = [m for m in worker.model_runner.model.modules() if hasattr(m, "quant_method") and hasattr(m, "top_k")]
+    layers = [
+        m for m in worker.model_runner.model.modules() if hasattr(m, "quant_method") and hasattr(m, "top_k")
+    ]
     return {
         "worker": type(worker.worker if hasattr(worker, "worker") else worker).__name__,
         "parameters": [[n, list(p.shape)] for layer in layers for n, p in layer.named_parameters()],
@@ -114,6 +119,51 @@ def run(folder: Path) -> dict[str, Any]:
     return result
 
 
+def refusals(folder: Path, dense: Path) -> dict[str, str]:
+    """What is said to each request that cannot be carried out, and the worker of one that can."""
+
+    def ask(model: Path = folder, **arguments: Any) -> str:
+        options = {"additional_config": {"moe_expert_cache_size": 4}} | arguments
+        try:
+            made = EngineArgs(model=str(model), skip_tokenizer_init=True, max_model_len=64, **options)
+            return made.create_engine_config().parallel_config.worker_cls
+        except EvalError as error:
+            return str(error)
+
+    found = {
+        "cached": ask(),
+        "more than there are": ask(additional_config={"moe_expert_cache_size": 99}),
+        "expert parallelism": ask(enable_expert_parallel=True),
+        "data parallelism": ask(data_parallel_size=2),
+        "LoRA": ask(enable_lora=True),
+        "offloading": ask(cpu_offload_gb=1),
+        "worker": ask(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"),
+        "dense": ask(model=dense),
+        "misspelt": ask(additional_config={"moe_expert_cache_sizes": 4}),
+        "policy": ask(additional_config={"moe_expert_cache_size": 4, "moe_expert_cache_policy": "mru"}),
+    }
+    with patch.object(versions, "version", lambda _: "0.31.0"):
+        found["version"] = ask()
+    free = SimpleNamespace(available=host_store.SPARE_BYTES)
+    with patch.object(host_store.psutil, "virtual_memory", lambda: free):
+        try:
+            start(folder, moe_expert_cache_size=4)
+        except EvalError as error:
+            found["memory"] = str(error)
+    return found
+
+
+def dense_config(folder: Path) -> Path:
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 64,
+        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 64, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def stop(llm: LLM) -> None:
     llm.llm_engine.engine_core.shutdown()
     gc.collect()
@@ -124,7 +174,11 @@ def main(out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folders = {
             kind: write_tiny_moe(
-                Path(scratch) / kind, int4=kind == "int4", shared=kind == "shared", experts=EXPERTS, top_k=TOP_K
+                Path(scratch) / kind,
+                int4=kind == "int4",
+                shared=kind == "shared",
+                experts=EXPERTS,
+                top_k=TOP_K,
             )
             for kind in ("bf16", "int4", "shared")
         }
@@ -136,6 +190,7 @@ def main(out: Path) -> None:
         cpu_int4.install()
         for kind, folder in folders.items():
             result[kind] = run(folder)
+        result["refusals"] = refusals(folders["bf16"], dense_config(Path(scratch) / "dense"))
     out.write_text(json.dumps(result))
 
 

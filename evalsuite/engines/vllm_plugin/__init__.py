@@ -3,10 +3,11 @@
     vllm serve MODEL --moe-expert-cache-size 64
     LLM(MODEL, additional_config={"moe_expert_cache_size": 64})
 
-The way of a setting: `arguments` adds the flags and writes them into ``additional_config``, which vLLM sends to
-its workers; where it is set, `refusals` refuses what the cache cannot be combined with, and the engine gets a
-worker of ours (`gpu_worker`, `cpu_worker`), whose import puts `layers.CachedExperts` over vLLM's MoE methods.
-Without the setting nothing of vLLM is changed but two functions that look for it.
+The way of a setting: `arguments` adds the flags and writes them into ``additional_config``, which vLLM sends
+to its workers; where it is set, `refusals` refuses what the cache cannot be combined with, and the engine
+gets a worker of ours (`gpu_worker`, `cpu_worker`), whose import puts `layers.CachedExperts` over vLLM's MoE
+methods.
+Without the setting nothing of vLLM is changed but three functions that look for it.
 """
 
 PROVIDES_CACHE: bool = True

@@ -6,6 +6,7 @@ what was routed is never asked for, so CUDA graphs hold steps of any size.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ class DeviceCache:
         policy: name of the policy.
 
     Attributes:
-        token_limit: tokens of the coming step, int32 [1]; rows after them only pad a graph's shape. One tensor
-            for all layers, once the worker has seen to that.
+        token_limit: tokens of the coming step, int32 [1]; rows after them only pad a graph's shape. The
+            worker gives all layers one tensor.
     """
 
     def __init__(self, layer: int, slots: Mapping[str, Tensor], store: HostExperts, policy: str) -> None:
@@ -96,7 +97,9 @@ class DeviceCache:
 
     def _launch(self, ids: Tensor, slots: Tensor, index: int, groups: int) -> None:
         width = _power_of_two(self.size)
-        kernels.place[(1,)](
+        place: Any = kernels.place
+        fetch: Any = kernels.fetch
+        place[(1,)](
             ids, ids.numel(), self.token_limit, ids.shape[-1], slots, self._expert_map,
             self._slot_of, self._expert_in, self._last_used, self._worth, self._count, self._frequency,
             self._scalars, self._counters,
@@ -107,7 +110,7 @@ class DeviceCache:
             num_warps=16 if width > 128 else 8 if width > 32 else 4,
             enable_fp_fusion=False,  # the policy's float32 sums, to the bit
         )  # fmt: skip
-        kernels.fetch[(self._programs,)](
+        fetch[(self._programs,)](
             self._load_count, self._load_expert, self._load_slot, self._source, self._targets,
             row_words=self._words, words=WORDS, programs=self._programs, num_warps=8,
         )  # fmt: skip

@@ -12,7 +12,7 @@ install()
 
 
 class CachedGPUWorker(CacheReports, Worker):
-    """Tells the caches how many of a step's tokens are real: graphs pad a batch to the next size they have."""
+    """Tells the caches how many of a step's tokens are real: graphs pad a batch to a size that they have."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)

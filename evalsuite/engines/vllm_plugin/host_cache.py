@@ -1,7 +1,7 @@
 """The expert cache of one layer with its policy on the host: slots, copies, groups, counters.
 
-The rules are those of `evalsuite.experts.policy`; a step asks the host which experts it needs, so that it waits
-for the GPU and no CUDA graph can hold it.
+The rules are those of `evalsuite.experts.policy`; a step asks the host which experts it needs, so that it
+waits for the GPU and no CUDA graph can hold it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class Group:
 
     Attributes:
         slot_of: the slot of each of the layer's experts, -1 outside the group, int32 [experts].
-        slots: the slot of each routed expert, int [tokens, top_k], where the group is all of the step; else None.
+        slots: the slot of each routed expert, int [tokens, top_k]; None where the step has more groups.
     """
 
     slot_of: Tensor

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import torch
@@ -60,14 +61,15 @@ def check_room(wanted_bytes: int, what: str) -> None:
     free = psutil.virtual_memory().available
     if wanted_bytes + SPARE_BYTES > free:
         raise OutOfMemory(
-            f"The expert cache has to keep {what} in host memory, {si_bytes(wanted_bytes)}, and {si_bytes(free)} are free.",
+            f"The expert cache has to keep {what} in host memory: {si_bytes(wanted_bytes)}.",
+            cause=f"{si_bytes(free)} are free, of which {si_bytes(SPARE_BYTES)} are left alone.",
             todo="use a machine with more memory, or --moe-expert-store disk.",
         )
 
 
 def _lock_pages(tensor: Tensor) -> None:
     """Pin exactly this tensor: torch's own pinned memory is rounded up to powers of two."""
-    cudart = torch.cuda.cudart()
+    cudart: Any = torch.cuda.cudart()
     code = cudart.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
     if int(code) != 0:
         raise OutOfMemory(

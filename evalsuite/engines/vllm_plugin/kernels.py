@@ -1,8 +1,8 @@
 """The expert cache on the GPU: one kernel decides, another copies, and the host learns nothing of it.
 
-`place` is one program that follows the rules of `evalsuite.experts.policy` for one group of a step. Nothing in
-it is a loop over experts: the victims of a group are the first of an order that does not change while the group
-is placed, so each slot counts how many come before it. `fetch` reads the missing experts from host memory that
+`place` is one program that follows the rules of `evalsuite.experts.policy` for one group of a step. It has
+no loop over experts: the victims of a group are the first of an order that does not change while the group is
+placed, so each slot counts how many come before it. `fetch` reads the missing experts from host memory that
 is mapped into the GPU's address space, with as many bytes under way as PCIe takes.
 
 Both read what they need to know from device memory, so that a CUDA graph can hold them: a step then costs no
@@ -11,14 +11,11 @@ synchronization with the host, whatever was routed.
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false, reportOptionalSubscript=false
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-LRU, LFU, FIFO, SLRU, LFRU = 0, 1, 2, 3, 4
-POLICY_CODES = {"lru": LRU, "lfu": LFU, "fifo": FIFO, "slru": SLRU, "lfru": LFRU}
-# places in the state's scalars and counters
-STEP, LOADS, AGE = 0, 1, 2
-STEPS, HITS, MISSES, OVERFLOWS = 0, 1, 2, 3
+POLICY_CODES = {"lru": 0, "lfu": 1, "fifo": 2, "slru": 3, "lfru": 4}
+LRU, LFU, FIFO, SLRU, LFRU = (tl.constexpr(code) for code in POLICY_CODES.values())
 
 
 @triton.jit(do_not_specialize=["id_count", "top_k", "group_index"])
@@ -91,15 +88,15 @@ def place(
 
     empty = is_slot & (holds < 0)
     hit = tl.load(flag_of + holds, mask=is_slot & (holds >= 0), other=0) == 1
-    if policy == 1:  # LFU
+    if policy == LFU:
         uses = tl.where(hit, uses + 1, uses)
         value = tl.where(hit, uses + age, value)
-    if policy == 4:  # LFRU
+    if policy == LFRU:
         often = tl.where(hit, tl.minimum(often * 0.95 + 1.0, 20.0), often)
-    if policy == 3:  # SLRU: a hit may send another slot back on probation, so hits come one by one
+    if policy == SLRU:  # a hit may send another slot back on probation, so hits come one by one
         room = slot_count // 2
         if room > 0:
-            for i in range(0, residents):
+            for i in range(residents):
                 mine = tl.sum(tl.where(position == i, where_is, 0))
                 value = tl.where(s == mine, 1, value)
                 if tl.sum(value) > room:
@@ -110,11 +107,11 @@ def place(
                 last = tl.where(s == mine, step, last)
     last = tl.where(hit, step, last)
 
-    if policy == 4:
+    if policy == LFRU:
         score = tl.div_rn(often, (1 + step - last).to(tl.float32))
-    elif policy == 0:
+    elif policy == LRU:
         score = last
-    elif policy == 3:
+    elif policy == SLRU:
         score = tl.where(value == 1, last + step + 1, last)
     else:
         score = value
@@ -134,17 +131,17 @@ def place(
     taken = free & (rank < misses)
     displaces = taken & (holds >= 0)
     newcomer = tl.load(load_expert + rank, mask=taken, other=-1)
-    if policy == 1:
+    if policy == LFU:
         grown = tl.where(displaces, value, age)
         last_victim = tl.max(tl.where(displaces, value, -1))  # victims leave in the order of their keys
         age = tl.where(last_victim >= 0, last_victim, age)
         value = tl.where(taken, 1 + grown, value)
         uses = tl.where(taken, 1, uses)
-    if policy == 2:
+    if policy == FIFO:
         value = tl.where(taken, loads + 1 + rank, value)
-    if policy == 3:
+    if policy == SLRU:
         value = tl.where(taken, 0, value)
-    if policy == 4:
+    if policy == LFRU:
         often = tl.where(taken, 1.0, often)
     last = tl.where(taken, step, last)
 

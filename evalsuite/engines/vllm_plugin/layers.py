@@ -1,9 +1,10 @@
 """vLLM's MoE methods with an expert cache: loading, and one step.
 
-vLLM creates, fills, repacks and computes as ever; the cache only changes what it sees. While the checkpoint is
-read the experts are on the CPU. Afterwards vLLM's own `process_weights_after_loading` is given a few experts at
-a time, and what it makes of them goes to the store; the last time it is given as many as there are slots, and
-the kernel that it then builds stands on the slots. A step hands that kernel slots instead of experts.
+vLLM creates, fills, repacks and computes as ever; the cache only changes what it sees. While the checkpoint
+is read the experts are on the CPU. Afterwards vLLM's own `process_weights_after_loading` is given a few
+experts at a time, and what it makes of them goes to the store; the last time it is given as many as there are
+slots, and the kernel that it then builds stands on the slots. A step hands that kernel slots instead of
+experts.
 """
 
 from __future__ import annotations

@@ -54,9 +54,8 @@ def limit_captures(engine_args: Any) -> None:
         compilation.cudagraph_capture_sizes, compilation.max_cudagraph_capture_size,
     )  # fmt: skip
     if all(value is None for value in given):
-        engine_args.max_cudagraph_capture_size = min(
-            LARGEST_CAPTURE, 2 * (engine_args.max_num_seqs or LARGEST_CAPTURE)
-        )
+        sequences = engine_args.max_num_seqs or LARGEST_CAPTURE
+        engine_args.max_cudagraph_capture_size = min(LARGEST_CAPTURE, 2 * sequences)
 
 
 def prepare_configuration(config: Any, settings: CacheSettings) -> None:
@@ -77,7 +76,7 @@ def prepare_configuration(config: Any, settings: CacheSettings) -> None:
     size = settings.moe_expert_cache_size
     if size >= experts:
         logger.warning(
-            "An expert cache of %d holds all %d experts of a layer: every expert stays on the device, uncached.",
+            "An expert cache of %d has room for all %d experts of a layer: they stay there, uncached.",
             size, experts,
         )  # fmt: skip
         return
