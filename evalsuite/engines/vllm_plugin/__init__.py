@@ -1,4 +1,16 @@
-"""An expert cache for stock vLLM, loaded by vLLM itself through the entry point ``vllm.general_plugins``."""
+"""An expert cache for stock vLLM, loaded by vLLM itself through the entry point ``vllm.general_plugins``.
+
+    vllm serve MODEL --moe-expert-cache-size 64
+    LLM(MODEL, additional_config={"moe_expert_cache_size": 64})
+
+The way of a setting: `arguments` adds the flags and writes them into ``additional_config``, which vLLM sends
+to its workers; where it is set, `refusals` refuses what the cache cannot be combined with, and the engine
+gets a worker of ours (`gpu_worker`, `cpu_worker`), whose import puts `layers.CachedExperts` over vLLM's MoE
+methods.
+Without the setting nothing of vLLM is changed but three functions that look for it.
+"""
+
+PROVIDES_CACHE: bool = True
 
 # whether a cache size given to vLLM is honoured
 PROVIDES_CACHE: bool = False
@@ -6,3 +18,6 @@ PROVIDES_CACHE: bool = False
 
 def register() -> None:
     """Called by vLLM in each of its processes; may be called more than once."""
+    from evalsuite.engines.vllm_plugin.arguments import extend_arguments
+
+    extend_arguments()

@@ -1,0 +1,80 @@
+"""The experts of one layer in host memory, as vLLM's kernels want them, pinned for the GPU."""
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from evalsuite.core.errors import OutOfMemory
+from evalsuite.core.units import si_bytes
+
+SPARE_BYTES = 1 << 30
+
+
+class HostExperts:
+    """One tensor for each part of an expert (packed weights, scales), experts along the first dimension.
+
+    Args:
+        shapes: part to the shape of one expert's tensor, and its dtype.
+        experts: how many experts there are.
+        pin: lock the pages and let the GPU address them.
+
+    Raises:
+        OutOfMemory: the layer does not fit into the memory that is free.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], experts: int, pin: bool
+    ) -> None:
+        self.expert_bytes = sum(
+            torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes.values()
+        )
+        check_room(self.expert_bytes * experts, "one layer's experts")
+        with torch.device("cpu"):
+            self.parts: dict[str, Tensor] = {
+                name: torch.empty((experts, *shape), dtype=dtype) for name, (shape, dtype) in shapes.items()
+            }
+        if pin:
+            for tensor in self.parts.values():
+                _lock_pages(tensor)
+
+    def put(self, first: int, rows: Mapping[str, Tensor]) -> None:
+        """Store the experts from `first` on."""
+        for name, tensor in rows.items():
+            self.parts[name][first : first + len(tensor)].copy_(tensor)
+
+    def fetch(self, expert: int, slots: Mapping[str, Tensor], slot: int) -> None:
+        """Copy one expert into a slot; on a GPU, on its current stream and without waiting."""
+        for name, tensor in self.parts.items():
+            slots[name][slot].copy_(tensor[expert], non_blocking=True)
+
+
+def check_room(wanted_bytes: int, what: str) -> None:
+    """Refuse what would take the machine's last memory.
+
+    Raises:
+        OutOfMemory: fewer bytes are free than wanted and 1 GiB.
+    """
+    free = psutil.virtual_memory().available
+    if wanted_bytes + SPARE_BYTES > free:
+        raise OutOfMemory(
+            f"The expert cache has to keep {what} in host memory: {si_bytes(wanted_bytes)}.",
+            cause=f"{si_bytes(free)} are free, of which {si_bytes(SPARE_BYTES)} are left alone.",
+            todo="use a machine with more memory, or --moe-expert-store disk.",
+        )
+
+
+def _lock_pages(tensor: Tensor) -> None:
+    """Pin exactly this tensor: torch's own pinned memory is rounded up to powers of two."""
+    cudart: Any = torch.cuda.cudart()
+    code = cudart.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
+    if int(code) != 0:
+        raise OutOfMemory(
+            f"{si_bytes(tensor.nbytes)} of host memory cannot be pinned (CUDA error {int(code)}).",
+            cause="locked memory may be limited here: see ulimit -l.",
+            todo="raise the limit, or use --moe-expert-store disk.",
+        )
+    weakref.finalize(tensor.untyped_storage(), cudart.cudaHostUnregister, tensor.data_ptr())

@@ -1,0 +1,87 @@
+"""What both workers have: the caches of the model they hold, and what can be asked of them from outside."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from evalsuite.core.cache import CacheCounters
+from evalsuite.core.errors import UsageError
+from evalsuite.engines.vllm_plugin.layers import CachedExperts
+from evalsuite.engines.vllm_plugin.settings import CacheSettings
+
+logger = logging.getLogger("vllm.hlwq_expert_cache")
+
+
+class CacheReports:
+    """Put before a worker of vLLM's; the methods are called by name through ``collective_rpc``."""
+
+    vllm_config: Any
+    model_runner: Any
+
+    def expert_cache_counters(self) -> dict[str, Any]:
+        """`CacheCounters` of this worker's layers since the last reset, as JSON."""
+        return self._counters().model_dump(mode="json")
+
+    def reset_expert_cache_counters(self) -> None:
+        for cache in self._caches():
+            cache.reset_counters()
+
+    def clear_expert_cache(self) -> None:
+        """Forget what the slots hold, and every count."""
+        for cache in self._caches():
+            cache.clear()
+
+    def resize_expert_cache(self, size: int | None) -> None:
+        """Give every layer this many empty slots; None is one for each expert.
+
+        Raises:
+            UsageError: CUDA graphs are captured, which hold the slots they were captured with.
+        """
+        if not self.vllm_config.model_config.enforce_eager:
+            raise UsageError(
+                "CUDA graphs were captured with the slots as they are.",
+                todo="start again with the other size, or resize with --enforce-eager.",
+            )
+        for cache in self._caches():
+            cache.resize(cache.experts if size is None else min(size, cache.experts))
+
+    def compile_or_warm_up_model(self) -> Any:
+        times = super().compile_or_warm_up_model()  # pyright: ignore[reportAttributeAccessIssue]
+        self.clear_expert_cache()  # what the warm-up was routed to is nobody's request
+        return times
+
+    def shutdown(self) -> None:
+        if getattr(self, "model_runner", None) is not None:
+            logger.info("%s", summary(self._counters()))
+        super().shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _caches(self) -> Iterator[Any]:
+        drafter = getattr(self.model_runner, "drafter", None)
+        for model in (self.model_runner.model, getattr(drafter, "model", None)):
+            for module in model.modules() if model is not None else ():
+                method = getattr(module, "quant_method", None)
+                if isinstance(method, CachedExperts) and method.cache is not None:
+                    yield method.cache
+
+    def _counters(self) -> CacheCounters:
+        settings = CacheSettings.read(self.vllm_config.additional_config)
+        assert settings is not None
+        caches = list(self._caches())
+        return CacheCounters(
+            size=caches[0].size,
+            experts=caches[0].experts,
+            policy=settings.moe_expert_cache_policy,
+            store=settings.moe_expert_store,
+            expert_bytes=caches[0].store.expert_bytes,
+            layers=tuple(cache.counters() for cache in caches),
+        )
+
+
+def summary(counters: CacheCounters) -> str:
+    """One line for the log."""
+    rate = "no step yet" if counters.hit_rate is None else f"hit rate {counters.hit_rate:.4f}"
+    return (
+        f"Expert cache, {counters.size} of {counters.experts} experts in {len(counters.layers)} layers, "
+        f"{counters.policy}, {counters.store}: {rate}, {counters.hits} hits, {counters.misses} misses, "
+        f"{counters.overflow_steps} overflow steps, {counters.bytes_moved} bytes moved"
+    )

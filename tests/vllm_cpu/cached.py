@@ -1,0 +1,198 @@
+"""Runs tiny models through the real vLLM with and without the expert cache: cached.py OUT-FILE.
+
+One process for all engines; OUT-FILE is JSON. Nothing is asserted here.
+"""
+
+import gc
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import vllm.engine.arg_utils  # noqa: F401 (what the plugin extends)
+from vllm import LLM, EngineArgs, SamplingParams
+from vllm_cpu.tiny_moe import write_tiny_moe
+
+from evalsuite.core.errors import EvalError
+from evalsuite.engines.vllm_plugin import cpu_int4, host_store, register, versions
+from evalsuite.engines.vllm_plugin.layers import CachedExperts
+
+EXPERTS, TOP_K = 16, 2
+PROMPTS = [[(7 * i + 3 * j * j) % 257 for i in range(n)] for j, n in enumerate((1, 2, 4, 7, 40, 3, 9, 1))]
+SETTINGS = [  # policy, size
+    ("lru", 1), ("lru", TOP_K), ("lru", 8), ("lru", EXPERTS), ("lfu", 3), ("fifo", 3), ("slru", 5), ("lfru", 5),
+]  # fmt: skip
+ONE_AT_A_TIME, AT_ONCE = 1, 8
+
+
+def start(folder: Path, **additional: Any) -> LLM:
+    return LLM(
+        model=str(folder), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=64, max_num_seqs=8,
+        enforce_eager=True, enable_prefix_caching=False, seed=0, additional_config=additional,
+    )  # fmt: skip
+
+
+def answers(llm: LLM, concurrency: int) -> list[dict[str, Any]]:
+    """Greedy tokens of each prompt, and the log-probabilities of its own."""
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, prompt_logprobs=0, detokenize=False)
+    found = []
+    for start in range(0, len(PROMPTS), concurrency):
+        batch = PROMPTS[start : start + concurrency]
+        outputs = llm.generate([{"prompt_token_ids": p} for p in batch], params, use_tqdm=False)
+        for prompt, output in zip(batch, outputs, strict=True):
+            pairs = zip(prompt[1:], output.prompt_logprobs[1:], strict=True)
+            nats = [entry[token].logprob for token, entry in pairs]
+            found.append({"tokens": list(output.outputs[0].token_ids), "logprobs": nats})
+    return found
+
+
+def of_worker(llm: LLM, function: Any) -> Any:
+    (result,) = llm.collective_rpc(function)
+    return result
+
+
+def methods(worker: Any) -> list[Any]:
+    found = (getattr(module, "quant_method", None) for module in worker.model_runner.model.modules())
+    return [method for method in found if isinstance(method, CachedExperts)]
+
+
+def record(llm: LLM) -> list[list[list[int]]]:
+    """From now on, the distinct experts of every step of every layer."""
+    traces: list[list[list[int]]] = []
+    for method in of_worker(llm, methods):
+        trace: list[list[int]] = []
+        method.__dict__.pop("apply", None)
+        apply = method.apply
+
+        def recorded(_apply: Any = apply, _trace: Any = trace, **arguments: Any) -> Any:
+            _trace.append(arguments["topk_ids"].unique().tolist())
+            return _apply(**arguments)
+
+        method.apply = recorded
+        traces.append(trace)
+    return traces
+
+
+def use_policy(llm: LLM, policy: str) -> None:
+    for method in of_worker(llm, methods):
+        method.cache.policy_name = policy
+
+
+def facts(worker: Any) -> dict[str, Any]:
+    """What the layers of an engine are made of."""
+    layers = [
+        m for m in worker.model_runner.model.modules() if hasattr(m, "quant_method") and hasattr(m, "top_k")
+    ]
+    return {
+        "worker": type(worker.worker if hasattr(worker, "worker") else worker).__name__,
+        "parameters": [[n, list(p.shape)] for layer in layers for n, p in layer.named_parameters()],
+        "cached": [isinstance(layer.quant_method, CachedExperts) for layer in layers],
+    }
+
+
+def run(folder: Path) -> dict[str, Any]:
+    plain = start(folder)
+    result: dict[str, Any] = {
+        "plain": {str(c): answers(plain, c) for c in (ONE_AT_A_TIME, AT_ONCE)},
+        "plain_facts": of_worker(plain, facts),
+        "cached": [],
+    }
+    stop(plain)
+    cached = start(folder, moe_expert_cache_size=TOP_K, moe_expert_cache_policy="lru")
+    result["cached_facts"] = of_worker(cached, facts)
+    result["fresh_counters"] = cached.collective_rpc("expert_cache_counters")[0]
+    for policy, size in SETTINGS:
+        use_policy(cached, policy)
+        cached.collective_rpc("resize_expert_cache", args=(size if size < EXPERTS else None,))
+        traces = record(cached)
+        found = {str(c): answers(cached, c) for c in (ONE_AT_A_TIME, AT_ONCE)}
+        counters = cached.collective_rpc("expert_cache_counters")[0]
+        cached.collective_rpc("reset_expert_cache_counters")
+        result["cached"].append(
+            {"policy": policy, "size": size, "answers": found, "counters": counters, "traces": traces}
+            | {"after_reset": cached.collective_rpc("expert_cache_counters")[0]}
+        )
+    stop(cached)
+    return result
+
+
+def refusals(folder: Path, dense: Path) -> dict[str, str]:
+    """What is said to each request that cannot be carried out, and the worker of one that can."""
+
+    def ask(model: Path = folder, **arguments: Any) -> str:
+        options = {"additional_config": {"moe_expert_cache_size": 4}} | arguments
+        try:
+            made = EngineArgs(model=str(model), skip_tokenizer_init=True, max_model_len=64, **options)
+            return made.create_engine_config().parallel_config.worker_cls
+        except EvalError as error:
+            return str(error)
+
+    found = {
+        "cached": ask(),
+        "more than there are": ask(additional_config={"moe_expert_cache_size": 99}),
+        "expert parallelism": ask(enable_expert_parallel=True),
+        "data parallelism": ask(data_parallel_size=2),
+        "LoRA": ask(enable_lora=True),
+        "offloading": ask(cpu_offload_gb=1),
+        "worker": ask(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"),
+        "dense": ask(model=dense),
+        "misspelt": ask(additional_config={"moe_expert_cache_sizes": 4}),
+        "policy": ask(additional_config={"moe_expert_cache_size": 4, "moe_expert_cache_policy": "mru"}),
+    }
+    with patch.object(versions, "version", lambda _: "0.31.0"):
+        found["version"] = ask()
+    free = SimpleNamespace(available=host_store.SPARE_BYTES)
+    with patch.object(host_store.psutil, "virtual_memory", lambda: free):
+        try:
+            start(folder, moe_expert_cache_size=4)
+        except EvalError as error:
+            found["memory"] = str(error)
+    return found
+
+
+def dense_config(folder: Path) -> Path:
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 64,
+        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 64, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def stop(llm: LLM) -> None:
+    llm.llm_engine.engine_core.shutdown()
+    gc.collect()
+
+
+def main(out: Path) -> None:
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {
+            kind: write_tiny_moe(
+                Path(scratch) / kind,
+                int4=kind == "int4",
+                shared=kind == "shared",
+                experts=EXPERTS,
+                top_k=TOP_K,
+            )
+            for kind in ("bf16", "int4", "shared")
+        }
+        before = start(folders["bf16"])  # no plugin yet
+        result["without_plugin"] = answers(before, AT_ONCE)
+        stop(before)
+        register()
+        register()
+        cpu_int4.install()
+        for kind, folder in folders.items():
+            result[kind] = run(folder)
+        result["refusals"] = refusals(folders["bf16"], dense_config(Path(scratch) / "dense"))
+    out.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
