@@ -28,6 +28,19 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class CachePolicy(StrEnum):
+    lru = "lru"
+    lfu = "lfu"
+    fifo = "fifo"
+    slru = "slru"
+    lfru = "lfru"
+
+
+class CacheStore(StrEnum):
+    pinned = "pinned"
+    disk = "disk"
+
+
 @app.command()
 def ppl(
     model: Annotated[
@@ -54,6 +67,15 @@ def ppl(
     dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
     batch_size: Annotated[str, typer.Option(help="Windows a forward pass, or auto.")] = "auto",
     gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use.")] = None,
+    moe_expert_cache_size: Annotated[
+        int | None, typer.Option(min=1, help="Experts of each layer on the device; else all of them.")
+    ] = None,
+    moe_expert_cache_policy: Annotated[
+        CachePolicy, typer.Option(help="Which experts stay.")
+    ] = CachePolicy.lru,
+    moe_expert_store: Annotated[
+        CacheStore, typer.Option(help="Where the others are: page-locked memory, or a file.")
+    ] = CacheStore.pinned,
     keep_hidden: Annotated[
         bool,
         typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),
@@ -107,6 +129,9 @@ def ppl(
         batch_size=_batch_size(batch_size),
         trust_remote_code=trust_remote_code,
         keep_hidden=keep_hidden or baseline is not None,
+        moe_expert_cache_size=moe_expert_cache_size,
+        moe_expert_cache_policy=moe_expert_cache_policy.value,
+        moe_expert_store=moe_expert_store.value,
     )
     given = {"corpus": corpus, "limit": limit, "tokenizer": tokenizer}
     chosen_protocol = (protocol_name, context, stride) != ("card-1155", None, None)

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from evalsuite.core.errors import StorageError, UsageError
+from evalsuite.core.cache import CacheCounters
+from evalsuite.core.errors import NotEngaged, StorageError, UsageError
 from evalsuite.core.protocol import WindowProtocol
 from evalsuite.core.record import Record, Status, TextFacts, status_of
 from evalsuite.core.spec import CompareSpec, PerplexitySpec, spec_hash
@@ -23,6 +24,9 @@ from evalsuite.store.folder import RunFolder
 from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows, utc_now
 from evalsuite.telemetry.machine import package_version, read_machine
 from evalsuite.telemetry.probes import free_disk_bytes
+
+if TYPE_CHECKING:
+    from evalsuite.engines.torch_cache import Caching
 
 DEMO_WARNING = "the built-in model: a small mixture of experts that shows how the suite works"
 HIDDEN_AND_HEAD = ("hidden.npy", "head.safetensors")
@@ -88,6 +92,7 @@ def run_perplexity(
     progress.phase("cutting the text into windows")
     text = prepare_text(corpus, tokenizer, spec)
     _check_disk(spec, checkpoint, text, store.root)
+    _check_experts(spec, checkpoint)
 
     from evalsuite.engines.torch import (
         TorchScorer,
@@ -118,6 +123,7 @@ def run_perplexity(
             dtype=spec.dtype,
             trust_remote_code=spec.trust_remote_code,
             keep_hidden=spec.keep_hidden,
+            caching=_caching(spec),
         )
         _check_context(checkpoint.name, scorer.facts.max_context, spec.protocol)
         _check_vocabulary(tokenizer, scorer.facts.vocabulary, checkpoint.name)
@@ -132,6 +138,8 @@ def run_perplexity(
             update={"results": results, "telemetry": scorer.memory()}
         )
         record = record.model_copy(update={"warnings": record.warnings + scoring.warnings})
+        if spec.moe_expert_cache_size is not None and scoring.forward_tokens:
+            record = with_expert_cache(record, scorer.expert_cache())
         return Finished(folder.finish(record), record)
     except BaseException as error:
         folder.leave_unfinished(_record(folder, spec, status_of(error), scorer, text), error)
@@ -139,6 +147,28 @@ def run_perplexity(
     finally:
         if scorer is not None:
             scorer.close()
+
+
+def with_expert_cache(record: Record, counters: CacheCounters | None) -> Record:
+    """The record of a run that asked for an expert cache.
+
+    Raises:
+        NotEngaged: nothing went through it.
+    """
+    if counters is None or counters.hits + counters.misses == 0:
+        raise NotEngaged(
+            "An expert cache was asked for, and its counters stayed at zero.",
+            cause="the engine did not send the model's experts through it.",
+            todo="give another engine; if this is the torch engine, it is a fault: please report it with the "
+            "model's config.json.",
+        )
+    shown = {
+        "slots": counters.size, "experts": counters.experts, "policy": counters.policy,
+        "store": counters.store, "hits": counters.hits, "misses": counters.misses,
+        "overflow_steps": counters.overflow_steps,
+    }  # fmt: skip
+    engaged = record.engaged | {"expert_cache": shown}
+    return record.model_copy(update={"expert_cache": counters, "engaged": engaged})
 
 
 def run_compare(
@@ -218,6 +248,21 @@ def _record(
 def _config_value(checkpoint: Checkpoint, key: str) -> int | None:
     config = checkpoint.config()
     return (config.get("text_config") or {}).get(key) or config.get(key)
+
+
+def _caching(spec: PerplexitySpec) -> "Caching | None":
+    from evalsuite.engines.torch_cache import Caching
+
+    if spec.moe_expert_cache_size is None:
+        return None
+    return Caching(spec.moe_expert_cache_size, spec.moe_expert_cache_policy, spec.moe_expert_store)
+
+
+def _check_experts(spec: PerplexitySpec, checkpoint: Checkpoint) -> None:
+    if spec.moe_expert_cache_size is not None:
+        from evalsuite.engines.torch_cache import require_experts
+
+        require_experts(checkpoint)
 
 
 def _check_device(spec: PerplexitySpec) -> None:
