@@ -50,6 +50,17 @@ def main() -> None:
         run,
         speed,
     )
+        cache,
+        cache_gc,
+        check,
+        compare,
+        doctor,
+        footprint,
+        ppl,
+        quantize,
+        run,
+        speed,
+    )
     )
 
     root.__doc__ = app.info.help

@@ -104,7 +104,7 @@ def _grid(experts: int) -> list[int]:
 def _draw_hit_rates(simulator: Simulator, policies: Sequence[str], out: Path) -> Path:
     facts = simulator.trace.facts
     geometry = facts.geometry
-    simulated = simulator.run(policies, _grid(geometry.experts))
+    simulated = simulator.run(policies, sorted({geometry.top_k, *_grid(geometry.experts)}))
     rates = {
         policy: {
             size: rate

@@ -141,7 +141,7 @@ def expert_use(
             np.maximum(relative, 1 / span), aspect="auto", cmap=HEAT, norm=LogNorm(1 / span, span),
             interpolation="nearest",
         )  # fmt: skip
-        bar = figure.colorbar(image, ax=axes, pad=0.01, extend="both")
+        bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
         bar.set_label("use / even use")
         bar.ax.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
         bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

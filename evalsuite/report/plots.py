@@ -130,7 +130,6 @@ def _settled_range(curves: Mapping[str, pd.DataFrame]) -> tuple[float, float]:
 
 
 def save_figure(figure: Figure, out: Path) -> list[Path]:
-    """Write a picture as PNG and SVG; `out` has no suffix."""
     paths = [out.with_name(out.name + suffix) for suffix in (".png", ".svg")]
     figure.savefig(paths[0], dpi=150)
     figure.savefig(paths[1], metadata={"Date": None})

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from evalsuite.core.errors import UsageError
+from evalsuite.core.errors import ModelError, UsageError
 from evalsuite.core.geometry import Geometry
 from evalsuite.core.spec import Dtype
 from evalsuite.core.value import Value
@@ -125,8 +125,13 @@ def expert_geometry(checkpoint: Checkpoint) -> Geometry:
 
     Raises:
         UsageError: it is dense: there is nothing to cache.
-        ModelError: it has no configuration, or one that is not known here.
+        ModelError: it is a GGUF file, or its configuration is not known here.
     """
+    if checkpoint.gguf:
+        raise ModelError(
+            f"{checkpoint.name} is a GGUF file, whose experts are not read here.",
+            todo="give the folder or hub id of a safetensors checkpoint.",
+        )
     from evalsuite.engines.geometry import read_geometry  # transformers takes seconds to import
 
     geometry = read_geometry(checkpoint, _stored_dtype(checkpoint))

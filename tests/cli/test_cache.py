@@ -108,6 +108,13 @@ class TestTrace:
         assert "nothing to cache" in done.said
         assert not (tmp_path / "out").exists()
 
+    def test_a_gguf_file_is_refused(self, cli, text, tmp_path):
+        (tmp_path / "some.gguf").write_bytes(b"GGUF")
+        done = cli("cache", "trace", "some.gguf", "out", "--corpus", text, *SMALL)
+        assert done.code == 2
+        assert "some.gguf is a GGUF file" in done.said
+        assert "safetensors" in done.said
+
     def test_a_folder_that_cannot_be_made(self, cli, moe, text):
         done = cli("cache", "trace", moe / "moe", text / "out", "--corpus", text, *SMALL)
         assert done.code == 1
