@@ -159,8 +159,8 @@ class CompletionsClient:
     def _stream(self, prompt: list[int], output_len: int, begun: Callable[[], None]) -> Generated:
         """One request; `begun` is called at its first token."""
         body = {
-            "model": self._model, "prompt": prompt, "max_tokens": output_len, "min_tokens": output_len,
-            "ignore_eos": True, "temperature": 0, "stream": True, **self._way,
+            "model": self._model, "prompt": prompt, "max_tokens": output_len, "ignore_eos": True,
+            "temperature": 0, "stream": True, **self._way,
         }  # fmt: skip
         ids: list[int] = []
         times: list[float] = []

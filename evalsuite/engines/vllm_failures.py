@@ -118,9 +118,9 @@ KNOWN = (
         "install a newer vLLM, or use --engine torch, whose transformers may know it.",
     ),
     KnownCause(
-        r"Unexpected head dim size",
+        r"Unexpected head dim size|Unsupported CPU attention configuration",
         UsageError,
-        "vLLM on the CPU runs linear attention with heads of at most 128 dimensions.",
+        "vLLM's CPU kernels are not compiled for heads of this size; for linear attention, up to 128.",
         "use --engine torch, or serve it on a GPU.",
     ),
     KnownCause(
@@ -200,9 +200,15 @@ def error_messages(text: str) -> list[str]:
 
 def root_message(text: str) -> str:
     """The error that began it, in one line; empty where the text holds none."""
-    errors = [line for line in error_messages(text) if ERROR_LINE.match(line)]
-    inner = [line for line in errors if not any(outer in line for outer in OUTER)]
-    return (inner or errors or [""])[0][:LONGEST_CAUSE]
+    messages = error_messages(text)
+    starts = [place for place, line in enumerate(messages) if ERROR_LINE.match(line)]
+    inner = [place for place in starts if not any(outer in messages[place] for outer in OUTER)]
+    if not starts:
+        return ""
+    place = (inner or starts)[0]
+    unfinished = messages[place].rstrip().endswith(":")
+    parts = messages[place : place + 2] if unfinished else messages[place : place + 1]
+    return " ".join(part.strip() for part in parts)[:LONGEST_CAUSE]
 
 
 def failure(what: str, text: str, log: Path | None = None) -> EvalError:

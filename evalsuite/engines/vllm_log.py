@@ -4,10 +4,7 @@ Messages as vLLM 0.26 to 0.33 write them. With several workers each writes its o
 counts, and of bytes the sum.
 """
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from evalsuite.core.speed import LoadTimes
@@ -81,42 +78,15 @@ def _longest(pattern: re.Pattern[str], text: str) -> float | None:
 
 
 class LogText:
-    """What vLLM writes: into this process's logging, and into the file that its other processes share.
+    """What vLLM and its processes write, from now on, into the file that their output goes to."""
 
-    Args:
-        path: where standard error of this process and its children goes, if that is a file.
-    """
-
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._begin = path.stat().st_size if path is not None and path.is_file() else 0
-        self._messages: list[str] = []
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Keep what the logger ``vllm`` of this process is told meanwhile."""
-        handler = _Keep(self._messages)
-        logger = logging.getLogger("vllm")
-        logger.addHandler(handler)
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
+        self._begin = path.stat().st_size if path.is_file() else 0
 
     def read(self) -> str:
-        """The file since construction where it has anything, else the messages of this process."""
-        if self._path is not None and self._path.is_file():
-            with self._path.open("rb") as file:
-                file.seek(self._begin)
-                if text := file.read().decode(errors="replace"):
-                    return text
-        return "\n".join(self._messages)
-
-
-class _Keep(logging.Handler):
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__(logging.INFO)
-        self._messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage())
+        if not self._path.is_file():
+            return ""
+        with self._path.open("rb") as file:
+            file.seek(self._begin)
+            return file.read().decode(errors="replace")

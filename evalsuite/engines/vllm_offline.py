@@ -1,7 +1,8 @@
 """The vllm engine: vLLM's `LLM` class, driven one engine step at a time so that every token gets a time.
 
 A token is stamped when `LLMEngine.step` returns it to this process, which is when a program that uses vLLM
-can see it. Requests carry token ids both ways: no text is encoded or decoded within what is timed.
+can see it. Requests carry token ids both ways: no text is encoded or decoded within what is timed. The
+end-of-sequence token is a token like any other; vLLM's `min_tokens` would forbid it, and change the text.
 """
 
 import gc
@@ -47,11 +48,10 @@ class VllmGenerator:
     """A `Generator` over vLLM's offline engine.
 
     Args:
-        log: where standard error of this process goes, if that is a file: load times and the causes of
-            failures are read from it.
+        log: where the output of this process goes: load times and the causes of failures are read from it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, serving: Serving, log: Path | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, serving: Serving, log: Path) -> None:
         """Load the model; vLLM is imported on the way, which counts as loading.
 
         Raises:
@@ -67,10 +67,9 @@ class VllmGenerator:
         self._served = 0
         self._closed = False
         with self._explaining(f"vLLM could not load {checkpoint.name}."):
-            import vllm
+            from vllm import LLM
 
-            with self._text.listening():
-                self._llm: Any = vllm.LLM(**self._arguments)
+            self._llm: Any = LLM(**self._arguments)
             self._workers: list[dict[str, Any]] = self._llm.collective_rpc("hlwq_facts")
         written = self._text.read()
         self.load = load_times(written, time.monotonic() - began)
@@ -85,7 +84,7 @@ class VllmGenerator:
         self._check_lengths(prompts, output_len)
         engine = self._llm.llm_engine
         params = SamplingParams(
-            temperature=0, ignore_eos=True, max_tokens=output_len, min_tokens=output_len, detokenize=False,
+            temperature=0, ignore_eos=True, max_tokens=output_len, detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )  # fmt: skip
         requests = {str(self._served + place): prompt.tolist() for place, prompt in enumerate(prompts)}

@@ -247,14 +247,30 @@ def stop_tree(root: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
     with suppress(ProcessLookupError):
         root.send_signal(signal.SIGTERM)
     try:
-        _, left = psutil.wait_procs(members, grace_s)
+        _wait_for_end(members, root, grace_s)
     finally:  # also after a second Ctrl-C
-        left = {process for process in (*members, *_members(root.pid)) if process.is_running()}
-        for process in left:
+        members += _members(root.pid)
+        for process in members:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         root.wait()
-    psutil.wait_procs(list(left), grace_s)
+    _wait_for_end(members, root, grace_s)
+
+
+def _wait_for_end(processes: Sequence[psutil.Process], root: subprocess.Popen[bytes], limit_s: float) -> None:
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        root.poll()  # reaps it
+        if not any(_lives(process) for process in processes):
+            return
+        time.sleep(POLL_S / 10)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """An orphan that ended may stay a zombie for good, where no init reaps it."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _members(session: int) -> list[psutil.Process]:

@@ -149,6 +149,60 @@ class TestFinding:
             find_checkpoint(str(folder)).config()
 
 
+class TestGeometryAlone:
+    """Checkpoints that are to be filled with dummy weights."""
+
+    def test_a_config_is_enough(self, folder: Path):
+        whole = find_checkpoint(str(folder), weights=False)
+        assert whole.weight_files() == []
+        (folder / "model.safetensors").unlink()
+        alone = find_checkpoint(str(folder), weights=False)
+        assert alone == whole
+        assert alone.fingerprint() == whole.fingerprint()
+
+    def test_the_fingerprint_is_of_the_config(self, folder: Path):
+        alone = find_checkpoint(str(folder), weights=False)
+        before = alone.fingerprint()
+        assert before != find_checkpoint(str(folder)).fingerprint()
+        write_safetensors(folder / "model.safetensors", fill=9)
+        assert alone.fingerprint() == before
+        (folder / "config.json").write_text('{"model_type": "other"}')
+        assert alone.fingerprint() != before
+
+    def test_no_config_no_geometry(self, tmp_path: Path):
+        with pytest.raises(ModelError, match=r"no config\.json"):
+            find_checkpoint(str(tmp_path), weights=False)
+
+    def test_a_gguf_has_none(self, tmp_path: Path):
+        path = tmp_path / "m.gguf"
+        path.touch()
+        with pytest.raises(ModelError, match="dummy weights") as caught:
+            find_checkpoint(str(path), weights=False)
+        assert "--load-format" in caught.value.todo
+
+    def test_the_way_there_is_named(self, folder: Path):
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(ModelError) as caught:
+            find_checkpoint(str(folder))
+        assert "--load-format dummy" in caught.value.todo
+
+    @pytest.mark.parametrize("weights", [True, False])
+    def test_of_a_hub_model_no_weights_are_downloaded(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
+    ):
+        asked: list[str] = []
+
+        def snapshot_download(model: str, allow_patterns: list[str]) -> str:
+            asked.extend(allow_patterns)
+            return str(folder)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        found = find_checkpoint("owner/name", weights=weights)
+        assert ("*.safetensors" in asked) is weights
+        assert {"config.json", "*processor_config.json"} <= set(asked)
+        assert (found.name, found.weights) == ("owner/name", weights)
+
+
 class TestTokenizerFile:
     def test_of_the_built_in_model(self, demo_folder: Path):
         assert find_tokenizer_file("demo") == demo_folder.resolve() / "tokenizer.json"

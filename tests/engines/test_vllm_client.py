@@ -73,7 +73,7 @@ class TestStamps:
             loaded.generate(prompts(), 6, nothing)
         (body,) = script.requests
         assert body == {
-            "model": "demo", "prompt": [0, 1, 2, 3, 4], "max_tokens": 6, "min_tokens": 6, "ignore_eos": True,
+            "model": "demo", "prompt": [0, 1, 2, 3, 4], "max_tokens": 6, "ignore_eos": True,
             "temperature": 0, "stream": True, "return_token_ids": True,
         }  # fmt: skip
 

@@ -77,7 +77,7 @@ CASES = [
         "OSError: You are trying to access a gated repo.\nMake sure to have access to it at https://huggingface.co/google/gemma-3-4b-it.",
         ModelError, "gated on the hub",
     ),
-    ("RuntimeError: Unexpected head dim size, 32", UsageError, "64 or 128"),
+    ("RuntimeError: Unexpected head dim size, 32", UsageError, "64 and 128"),
     ("OSError: [Errno 98] Address already in use", UsageError, "port"),
     (
         "ValueError: Available memory on node 0 (3.1/6.71 GiB) on kv cache allocation is less than requested memory for kv (4.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other processes.",
