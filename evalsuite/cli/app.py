@@ -38,7 +38,6 @@ def root(
 def main() -> None:
     """Run the command line and turn errors into one message and an exit code (0, 1, 2 or 130)."""
     from evalsuite.cli import (  # noqa: F401 (they register themselves)
-    from evalsuite.cli import (  # noqa: F401 (they register themselves)
         cache,
         cache_gc,
         check,
@@ -49,18 +48,6 @@ def main() -> None:
         quantize,
         run,
         speed,
-    )
-        cache,
-        cache_gc,
-        check,
-        compare,
-        doctor,
-        footprint,
-        ppl,
-        quantize,
-        run,
-        speed,
-    )
     )
 
     root.__doc__ = app.info.help

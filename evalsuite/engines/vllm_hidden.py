@@ -50,7 +50,7 @@ class RankScore:
 
 @dataclass
 class _Request:
-    """Positions `first` and following of a prompt predict `targets`; results stay on the device."""
+    """Positions `first` and following of a prompt predict `targets`; all but these are on the device."""
 
     first: int
     targets: torch.Tensor
@@ -101,7 +101,7 @@ class _Watch:
         for new in scheduled.scheduled_new_reqs:
             asked = ((new.sampling_params and new.sampling_params.extra_args) or {}).get(REQUEST)
             if asked is not None:
-                targets = torch.tensor(asked["targets"], device=self.head.weight.device)
+                targets = torch.tensor(asked["targets"])
                 count, like = len(targets), self.head.weight
                 self.numbers[asked["number"]] = new.req_id
                 self.requests[new.req_id] = _Request(
@@ -134,6 +134,8 @@ class _Watch:
     def _score(self, states: torch.Tensor, cuts: list[_Cut]) -> None:
         hidden = torch.cat([states[cut.start : cut.stop] for cut in cuts])
         targets = torch.cat([cut.request.targets[cut.place] for cut in cuts])
+        if hidden.is_cuda:  # a copy from memory that is not pinned would wait for the forward pass
+            targets = targets.pin_memory().to(hidden.device, non_blocking=True)
         log_sum, logit = log_sum_and_logit(hidden, targets, self.head, self.first)
         row = 0
         for cut in cuts:
@@ -205,6 +207,10 @@ class HiddenScoring:
             return 0.0, 0.0
         own = own[:, self._hlwq.first : self._hlwq.first + head.vocabulary].float()
         ours = torch.cat([head.logits(states, *chunk) for chunk in head.chunks(len(states))], dim=1)
+        usable = own.isfinite()  # NaN weights are no fault of the head: scoring names the token
+        if not usable.any():
+            return 0.0, 0.0
+        own, ours = own[usable], ours[usable]
         return float((own - ours).abs().max()), float(own.abs().max())
 
     def hlwq_save_head(self, path: str) -> str:

@@ -6,6 +6,7 @@ same calls work in one process, in several, and on several GPUs. An answer holds
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from typing import Any
 
 import torch
@@ -85,5 +86,12 @@ def _kernels(model: torch.nn.Module) -> dict[str, int]:
 
 
 def _attention(model: torch.nn.Module) -> dict[str, int]:
+    """Names of the backends in use; an encoder's layers hold a member of vLLM's enumeration."""
     backends = (getattr(layer, "attn_backend", None) for layer in model.modules())
-    return dict(Counter(backend.get_name() for backend in backends if backend is not None))
+    return dict(
+        Counter(
+            backend.name if isinstance(backend, Enum) else backend.get_name()
+            for backend in backends
+            if backend is not None
+        )
+    )

@@ -175,6 +175,26 @@ def test_positions_that_vllm_left_out_are_not_passed_over(scorer, monkeypatch):
         scorer.score(WINDOWS[:1])
 
 
+def test_damaged_weights_are_no_fault_of_the_head(scorer, monkeypatch):
+    watch = watch_of(scorer)
+    weight = watch.head.weight.clone()
+    weight[7] = torch.nan
+    model = watch.runner.get_model()
+    compute = model.compute_logits
+
+    def damaged(states):
+        logits = compute(states)
+        logits[:, 7] = torch.nan
+        return logits
+
+    monkeypatch.setattr(watch, "head", Head(weight))
+    monkeypatch.setattr(model, "compute_logits", damaged)
+    scorer._check_head("it")
+    monkeypatch.setattr(model, "compute_logits", compute)
+    with pytest.raises(MeasurementError, match="more than a projection"):
+        scorer._check_head("it")  # NaN of ours alone
+
+
 def test_a_head_that_is_more_than_a_projection_is_refused(scorer, monkeypatch):
     watch = watch_of(scorer)
     monkeypatch.setattr(watch, "head", Head(watch.head.weight * 1.01))
