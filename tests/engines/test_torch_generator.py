@@ -144,6 +144,7 @@ def test_random_weights_are_the_same_in_every_process_and_said(generator, folder
     cached = generator(folders["qwen3_moe"], **options, moe_expert_cache_size=4, moe_expert_store="disk")
     assert ids_of(cached, prompts(2)) == expected
     assert cached.facts.engaged["load_format"] == "dummy"
+    assert cached.facts.stored_bytes == 0
     assert "random weights" in cached.facts.warnings[0]
     real = generator(folders["qwen3_moe"], moe_expert_cache_size=4, moe_expert_store="disk")
     assert real.facts.engaged["expert_file"] == "written", "never the random experts"
