@@ -3,7 +3,8 @@
 oneDNN compiles a kernel for each shape it meets and keeps the last 1,024. Every expert of every batch gets
 another number of tokens, so transformers' grouped product compiles nearly as often as it multiplies. Rounding
 the row counts up to a multiple of 64 leaves a handful of shapes; the extra rows belong to the next expert and
-their products are thrown away.
+their products are thrown away. A batch of no more than 64 rows in all, as in decoding, has few shapes anyway:
+there, 8 is enough.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "rows_of_64"
-ROWS = 64
+ROWS, FEW_ROWS = 64, 8
 
 
 def use_on(model: Any) -> int:
@@ -55,6 +56,7 @@ class RowsByExpert:
         tokens, width = hidden_states.shape
         self._k = top_k_index.shape[1]
         self._count = tokens * self._k
+        self._step = ROWS if self._count > ROWS else FEW_ROWS
         self._order = torch.argsort(top_k_index.reshape(-1), stable=True)
         counts = torch.bincount(top_k_index.reshape(-1), minlength=experts)
         self._counts = counts.tolist()
@@ -72,7 +74,7 @@ class RowsByExpert:
             gate_up, down: the expert's weights, [2 · intermediate, hidden] and [hidden, intermediate].
         """
         start, count = self._starts[expert], self._counts[expert]
-        rows = self._rows[start : start + -(-count // ROWS) * ROWS]
+        rows = self._rows[start : start + -(-count // self._step) * self._step]
         gated = layer._apply_gate(torch.nn.functional.linear(rows, gate_up))
         self._out[start : start + count] = torch.mm(gated, down.T)[:count]
 

@@ -201,7 +201,7 @@ def add_cache(
     shape = shape_of(next(iter(modules.values())))
     identity = Identity(
         dummy_fingerprint(checkpoint) if dummy else checkpoint.fingerprint(),
-        checkpoint.name,
+        f"{checkpoint.name}, random weights" if dummy else checkpoint.name,
         str(checkpoint.folder / checkpoint.gguf if checkpoint.gguf else checkpoint.folder),
     )
     with ExitStack() as stack:
