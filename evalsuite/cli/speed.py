@@ -163,7 +163,7 @@ def speed(
     measure(
         Screen(as_json), axes, serving, workload, results, dry_run=dry_run,
         mode="auto" if resume is None else "resume" if resume else "fresh",
-        no_model=model is None,
+        no_model=model is None, any_mode=modes is None,
     )  # fmt: skip
 
 

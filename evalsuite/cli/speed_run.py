@@ -12,6 +12,7 @@ from evalsuite.core.sweep import Axes, cells, label
 from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
+from evalsuite.engines.predict import has_graphs
 from evalsuite.report.speed import (
     Row,
     device_table,
@@ -48,8 +49,12 @@ def measure(
     dry_run: bool,
     mode: ResumeMode,
     no_model: bool,
+    any_mode: bool,
 ) -> None:
     """Check, then forecast or run, and show.
+
+    Args:
+        any_mode: the modes among the axes were not asked for, and give way to what the engine has.
 
     Raises:
         UsageError: before anything loads.
@@ -57,13 +62,15 @@ def measure(
     """
     if no_model:
         screen.note(ON_THE_BUILT_IN_MODEL)
-    chosen, store = cells(axes, serving, workload), RunStore(results)
     for model in axes.models:  # before a text is downloaded for it
         find_checkpoint(model, weights=serving.load_format != "dummy")
     corpus = load_corpus(workload.corpus)
     subjects = {model: prepare(model, serving, workload, corpus) for model in axes.models}
     for note in check_cache_sizes(subjects[axes.models[0]].checkpoint, axes.cache_sizes):
         screen.warn(note)
+    if any_mode and not all(has_graphs(s.checkpoint, serving) for s in subjects.values()):
+        axes = axes.model_copy(update={"modes": ("eager",)})
+    chosen, store = cells(axes, serving, workload), RunStore(results)
     machine = read_machine()
     refuse_impossible(chosen, subjects, machine)
     if dry_run:

@@ -27,12 +27,17 @@ def predict_geometry(checkpoint: Checkpoint, serving: Serving) -> Geometry:
     return read_geometry(checkpoint, dtype, dequantised=name == "torch")
 
 
+def has_graphs(checkpoint: Checkpoint, serving: Serving) -> bool:
+    """Whether the engine that `choose_engine` chooses can capture CUDA graphs on a GPU."""
+    return choose_engine(serving, checkpoint)[0] not in WITHOUT_GRAPHS
+
+
 def require_graphs(checkpoint: Checkpoint, serving: Serving, has_gpu: bool) -> None:
     """Raises UsageError where CUDA graphs are asked for and the machine or the engine has none."""
     if not has_gpu:
         raise UsageError("CUDA graphs need a GPU, and this machine has none.", todo="give --modes eager.")
-    name, why = choose_engine(serving, checkpoint)
-    if name in WITHOUT_GRAPHS:
+    if not has_graphs(checkpoint, serving):
+        name, why = choose_engine(serving, checkpoint)
         raise UsageError(
             f"The {name} engine has no CUDA graphs; it was chosen because: {why}.",
             todo="give --modes eager, or install vLLM.",
