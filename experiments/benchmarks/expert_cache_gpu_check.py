@@ -86,7 +86,7 @@ def methods(llm: LLM) -> list[Any]:
     found: list[Any] = []
 
     def collect(worker: Any) -> None:
-        model = worker.model_runner.model
+        model = worker.model_runner.get_model()
         found.extend(
             m
             for module in model.modules()

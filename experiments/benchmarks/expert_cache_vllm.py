@@ -222,7 +222,7 @@ def model_bytes(llm: Any) -> list[int]:
 
     def count(worker: Any) -> int:
         seen: dict[int, int] = {}
-        for module in worker.model_runner.model.modules():
+        for module in worker.model_runner.get_model().modules():
             cache = getattr(getattr(module, "quant_method", None), "cache", None)
             tensors = [
                 *module.parameters(recurse=False),

@@ -33,15 +33,17 @@ class DeviceCache:
     Attributes:
         token_limit: tokens of the coming step, int32 [1]; rows after them only pad a graph's shape. The
             worker gives all layers one tensor.
+        counts: steps, hits, misses and overflow steps, int64 [4]; the worker makes it a row of one tensor.
     """
 
     def __init__(self, layer: int, slots: Mapping[str, Tensor], store: HostExperts, policy: str) -> None:
         self.layer, self.slots, self.store, self.policy_name = layer, dict(slots), store, policy
-        self.experts = len(next(iter(store.parts.values())))
+        self.experts = store.experts
         self.device = next(iter(self.slots.values())).device
         self._words = tuple(t[0].nbytes // 4 for t in store.parts.values())
         self._source = tuple(_as_words(_mapped(t, self.device)) for t in store.parts.values())
         self.token_limit = torch.full((1,), ALL_TOKENS, dtype=torch.int32, device=self.device)
+        self.counts = torch.zeros(4, dtype=torch.int64, device=self.device)
         self._programs = 4
         if self.device.type == "cuda":
             processors = torch.cuda.get_device_properties(self.device).multi_processor_count
@@ -60,7 +62,7 @@ class DeviceCache:
         self._slot_of, self._position_of, self._flag_of = (state(self.experts) for _ in range(3))
         self._expert_in, self._last_used, self._worth, self._count = (state(self.size) for _ in range(4))
         self._frequency = state(self.size, torch.float32)
-        self._scalars, self._counters = state(3), state(4, torch.int64)
+        self._scalars = state(3)
         self._load_expert, self._load_slot, self._load_count = state(self.experts), state(self.size), state(1)
         self._expert_map = state(self.experts)
         self.clear()
@@ -74,7 +76,7 @@ class DeviceCache:
         self.reset_counters()
 
     def reset_counters(self) -> None:
-        self._counters.zero_()
+        self.counts.zero_()
 
     def resize(self, size: int) -> None:
         """Give the layer this many slots, all empty."""
@@ -102,7 +104,7 @@ class DeviceCache:
         place[(1,)](
             ids, ids.numel(), self.token_limit, ids.shape[-1], slots, self._expert_map,
             self._slot_of, self._expert_in, self._last_used, self._worth, self._count, self._frequency,
-            self._scalars, self._counters,
+            self._scalars, self.counts,
             self._position_of, self._flag_of, self._load_expert, self._load_slot, self._load_count,
             index, is_first=index == 0, is_alone=groups == 1, slot_count=self.size, expert_count=self.experts,
             SLOTS=width, EXPERTS=_power_of_two(self.experts), IDS=32 if ids.numel() <= 32 else 128,
@@ -115,8 +117,9 @@ class DeviceCache:
             row_words=self._words, words=WORDS, programs=self._programs, num_warps=8,
         )  # fmt: skip
 
-    def counters(self) -> LayerCounters:
-        steps, hits, misses, overflows = self._counters.tolist()
+    def counters(self, counts: Tensor | None = None) -> LayerCounters:
+        """The counts on the device, which waits for it, or a copy of them that has come to the host."""
+        steps, hits, misses, overflows = (self.counts if counts is None else counts).tolist()
         return LayerCounters(
             layer=self.layer,
             steps=steps,

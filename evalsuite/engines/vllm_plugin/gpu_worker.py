@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from vllm.v1.worker.gpu_worker import Worker
 
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
@@ -16,13 +17,33 @@ class CachedGPUWorker(CacheReports, Worker):
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)
-        on_device = [cache for cache in self._caches() if isinstance(cache, DeviceCache)]
-        self._token_limit = on_device[0].token_limit if on_device else None
-        for cache in on_device[1:]:
-            cache.token_limit = on_device[0].token_limit
+        self._on_device = [cache for cache in self._caches() if isinstance(cache, DeviceCache)]
+        if self._on_device:
+            first = self._on_device[0]
+            self._counts = torch.zeros(len(self._on_device), 4, dtype=torch.int64, device=first.device)
+            self._counts_copy = torch.zeros(
+                self._counts.shape, dtype=torch.int64, device="cpu", pin_memory=True
+            )
+            self._copied: torch.cuda.Event | None = None
+            for row, cache in zip(self._counts, self._on_device, strict=True):
+                cache.token_limit, cache.counts = first.token_limit, row
         return loaded
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        if self._token_limit is not None:
-            self._token_limit.fill_(scheduler_output.total_num_scheduled_tokens)
+        if self._on_device:
+            self._on_device[0].token_limit.fill_(scheduler_output.total_num_scheduled_tokens)
         return super().execute_model(scheduler_output)
+
+    def _publish(self) -> None:
+        """Without waiting for the device: what is left is a copy that was begun a period before."""
+        if not self._on_device:
+            super()._publish()
+            return
+        if self._copied is not None and self._copied.query():
+            rows = zip(self._on_device, self._counts_copy, strict=True)
+            self._publisher.leave(self._counters(tuple(cache.counters(row) for cache, row in rows)))
+            self._copied = None
+        if self._copied is None:
+            self._counts_copy.copy_(self._counts, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evalsuite.core.cache import LayerCounters
+from evalsuite.engines.vllm_plugin.disk_store import DiskExperts
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
 from evalsuite.experts.policy import EMPTY, Placement, make_policy
 
@@ -39,9 +40,11 @@ class HostCache:
         policy: name of the policy.
     """
 
-    def __init__(self, layer: int, slots: Mapping[str, Tensor], store: HostExperts, policy: str) -> None:
+    def __init__(
+        self, layer: int, slots: Mapping[str, Tensor], store: HostExperts | DiskExperts, policy: str
+    ) -> None:
         self.layer, self.slots, self.store, self.policy_name = layer, dict(slots), store, policy
-        self.experts = len(next(iter(store.parts.values())))
+        self.experts = store.experts
         self.device = next(iter(self.slots.values())).device
         self._side = torch.cuda.Stream() if self.device.type == "cuda" else None
         self.clear()
@@ -86,14 +89,12 @@ class HostCache:
 
     def _fetch(self, placement: Placement) -> None:
         if self._side is None:
-            for expert, slot in placement.loads:
-                self.store.fetch(expert, self.slots, slot)
+            self.store.fetch(placement.loads, self.slots)
             return
         compute = torch.cuda.current_stream()
         self._side.wait_stream(compute)  # who used the slots before has read them
         with torch.cuda.stream(self._side):
-            for expert, slot in placement.loads:
-                self.store.fetch(expert, self.slots, slot)
+            self.store.fetch(placement.loads, self.slots)
         compute.wait_stream(self._side)
 
     def counters(self) -> LayerCounters:

@@ -1,7 +1,7 @@
 """The experts of one layer in host memory, as vLLM's kernels want them, pinned for the GPU."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -29,6 +29,7 @@ class HostExperts:
     def __init__(
         self, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], experts: int, pin: bool
     ) -> None:
+        self.experts, self.names = experts, tuple(shapes)
         self.expert_bytes = sum(
             torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes.values()
         )
@@ -41,15 +42,15 @@ class HostExperts:
             for tensor in self.parts.values():
                 _lock_pages(tensor)
 
-    def put(self, first: int, rows: Mapping[str, Tensor]) -> None:
-        """Store the experts from `first` on."""
-        for name, tensor in rows.items():
-            self.parts[name][first : first + len(tensor)].copy_(tensor)
+    def fetch(self, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
+        """Copy experts into slots; on a GPU, on its current stream and without waiting.
 
-    def fetch(self, expert: int, slots: Mapping[str, Tensor], slot: int) -> None:
-        """Copy one expert into a slot; on a GPU, on its current stream and without waiting."""
-        for name, tensor in self.parts.items():
-            slots[name][slot].copy_(tensor[expert], non_blocking=True)
+        Args:
+            loads: (expert, slot) of each copy.
+        """
+        for expert, slot in loads:
+            for name, tensor in self.parts.items():
+                slots[name][slot].copy_(tensor[expert], non_blocking=True)
 
 
 def check_room(wanted_bytes: int, what: str) -> None:

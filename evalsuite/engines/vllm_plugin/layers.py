@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from evalsuite.core.errors import UsageError
+from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile, open_file
 from evalsuite.engines.vllm_plugin.host_cache import HostCache
 from evalsuite.engines.vllm_plugin.host_store import HostExperts, check_room
 from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 
 CHUNK = 32  # experts that are repacked at once
+_files: dict[int, ExpertFile] = {}  # of the engines that are loading now
 
 
 def install() -> None:
@@ -44,20 +46,15 @@ def install() -> None:
         config = get_current_vllm_config()
         settings = CacheSettings.read(config.additional_config)
         if settings is not None and settings.moe_expert_cache_size < moe_config.num_experts:
-            return with_cache(method, methods, settings, prefix, _moe_layers(config))
+            return with_cache(method, methods, settings, prefix, config)
         return method
 
     choose_cached._hlwq_expert_cache = True  # pyright: ignore[reportFunctionMemberAccess]
     RoutedExperts._get_quant_method = choose_cached
 
 
-def _moe_layers(config: Any) -> int:
-    """How many layers of the model this process holds."""
-    return config.model_config.get_num_layers(config.parallel_config)
-
-
 def with_cache(
-    method: Any, known: tuple[type[Any], ...], settings: CacheSettings, prefix: str, layers: int
+    method: Any, known: tuple[type[Any], ...], settings: CacheSettings, prefix: str, config: Any
 ) -> Any:
     """The same MoE method of vLLM's, cached; the one that is given is of no further use.
 
@@ -75,7 +72,7 @@ def with_cache(
     # the name is the old one because vLLM looks some things up by it
     cached: Any = object.__new__(type(cls.__name__, (CachedExperts, cls), {}))
     cached.__dict__.update(method.__dict__)
-    cached.cache_settings, cached.layer_prefix, cached.layers = settings, prefix, layers
+    cached.cache_settings, cached.layer_prefix, cached.engine_config = settings, prefix, config
     cached.cache = None
     return cached
 
@@ -86,7 +83,7 @@ class CachedExperts:
     cache: HostCache | DeviceCache | None
     cache_settings: CacheSettings
     layer_prefix: str
-    layers: int
+    engine_config: Any
     moe_kernel: Any
     moe_quant_config: Any
 
@@ -97,31 +94,54 @@ class CachedExperts:
         self._names = [name for name in layer._parameters if name not in foreign]
         self._foreign = foreign
         layer_bytes = sum(layer._parameters[name].nbytes for name in self._names)
-        check_room(self.layers * layer_bytes, f"the experts of {self.layers} layers")
+        layers = self.engine_config.model_config.get_num_layers(self.engine_config.parallel_config)
+        check_room(layers * layer_bytes, f"the experts of {layers} layers")
 
     def process_weights_after_loading(self, layer: Any) -> None:
         raw = {name: layer._parameters[name].data for name in self._names}
-        experts = layer.local_num_experts
-        device = next(iter(raw.values())).device
-        store: HostExperts | None = None
-        for first in range(0, experts, CHUNK):
-            parts = self._repack(layer, raw, first, min(CHUNK, experts - first))
-            if store is None:
-                names = _per_expert(parts, min(CHUNK, experts))
-                shapes = {n: (tuple(parts[n].shape[1:]), parts[n].dtype) for n in names}
-                store = HostExperts(shapes, experts, pin=device.type == "cuda")
-            store.put(first, {name: parts[name].data for name in store.parts})
-        assert store is not None
+        store = self._fill_store(layer, raw)
         slots = self._repack(layer, raw, 0, self.cache_settings.moe_expert_cache_size)
         for name in [n for n in layer._parameters if n not in self._foreign]:
             parameter = layer._parameters.pop(name)
             layer.__dict__[name] = parameter  # out of vLLM's sight, which would move it to the CPU again
-        self.cache = _make_cache(
-            layer_number(self.layer_prefix),
-            {name: slots[name] for name in store.parts},
-            store,
-            self.cache_settings,
-        )
+        number = layer_number(self.layer_prefix)
+        self.cache = _make_cache(number, {n: slots[n] for n in store.names}, store, self.cache_settings)
+
+    def _fill_store(self, layer: Any, raw: dict[str, Tensor]) -> HostExperts | DiskExperts:
+        experts = layer.local_num_experts
+        parts = self._repack(layer, raw, 0, min(CHUNK, experts))
+        names = _per_expert(parts, min(CHUNK, experts))
+        shapes = {name: (tuple(parts[name].shape[1:]), parts[name].dtype) for name in names}
+        device = parts[names[0]].device
+
+        def copy_into(targets: list[Tensor]) -> None:
+            for first in range(0, experts, CHUNK):
+                some = self._repack(layer, raw, first, min(CHUNK, experts - first))
+                for name, target in zip(names, targets, strict=True):
+                    target[first : first + len(some[name])].copy_(some[name].data)
+
+        if self.cache_settings.moe_expert_store == "pinned":
+            store = HostExperts(shapes, experts, pin=device.type == "cuda")
+            copy_into(list(store.parts.values()))
+            return store
+
+        all_layers = tuple(map(layer_number, self.engine_config.compilation_config.static_all_moe_layers))
+        number = layer_number(self.layer_prefix)
+        if number == all_layers[0]:
+            _files[id(self.engine_config)] = open_file(
+                self.engine_config, all_layers, experts, shapes, device
+            )
+        file = _files[id(self.engine_config)]
+
+        def records() -> Tensor:
+            made = torch.zeros(experts, file.layout.record_bytes, dtype=torch.uint8, device="cpu")
+            copy_into(list(file.layout.views(made).values()))
+            return made
+
+        file.offer(number, records)
+        if number == all_layers[-1]:
+            _files.pop(id(self.engine_config)).finish()
+        return DiskExperts(file, number, names)
 
     def _repack(self, layer: Any, raw: dict[str, Tensor], first: int, count: int) -> dict[str, Parameter]:
         """Let vLLM process some experts as if the layer had no others; parameters by name, each once."""
@@ -204,10 +224,10 @@ class CachedExperts:
 
 
 def _make_cache(
-    layer: int, slots: dict[str, Parameter], store: HostExperts, settings: CacheSettings
+    layer: int, slots: dict[str, Parameter], store: HostExperts | DiskExperts, settings: CacheSettings
 ) -> HostCache | DeviceCache:
     device = next(iter(slots.values())).device
-    if runs_on_device(settings, device.type):
+    if isinstance(store, HostExperts) and runs_on_device(settings, device.type):
         from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 
         return DeviceCache(layer, slots, store, settings.moe_expert_cache_policy)

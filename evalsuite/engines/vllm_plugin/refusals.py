@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from evalsuite.core.errors import UsageError
+from evalsuite.engines.vllm_plugin.metrics import publish
 from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
 from evalsuite.engines.vllm_plugin.versions import find_adapter
 
@@ -86,6 +87,7 @@ def prepare_configuration(config: Any, settings: CacheSettings) -> None:
             f"The expert cache has no worker for {worker}.", todo="it runs on NVIDIA GPUs and on CPUs."
         )
     config.parallel_config.worker_cls = WORKERS[worker]
+    publish()
 
 
 def _obstacles(config: Any) -> list[tuple[str, bool, str]]:

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from evalsuite.core.cache import CacheCounters
+from evalsuite.core.cache import CacheCounters, LayerCounters
 from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
+from evalsuite.engines.vllm_plugin.metrics import Publisher
 from evalsuite.engines.vllm_plugin.settings import CacheSettings
 
 logger = logging.getLogger("vllm.hlwq_expert_cache")
@@ -17,6 +18,7 @@ class CacheReports:
 
     vllm_config: Any
     model_runner: Any
+    _publisher: Publisher
 
     def expert_cache_counters(self) -> dict[str, Any]:
         """`CacheCounters` of this worker's layers since the last reset, as JSON."""
@@ -45,6 +47,20 @@ class CacheReports:
         for cache in self._caches():
             cache.resize(cache.experts if size is None else min(size, cache.experts))
 
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self._publisher = Publisher()
+        return loaded
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        output = super().execute_model(scheduler_output)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._publisher.due():
+            self._publish()
+        return output
+
+    def _publish(self) -> None:
+        self._publisher.leave(self._counters())
+
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()  # pyright: ignore[reportAttributeAccessIssue]
         self.clear_expert_cache()  # what the warm-up was routed to is nobody's request
@@ -57,13 +73,13 @@ class CacheReports:
 
     def _caches(self) -> Iterator[Any]:
         drafter = getattr(self.model_runner, "drafter", None)
-        for model in (self.model_runner.model, getattr(drafter, "model", None)):
+        for model in (self.model_runner.get_model(), getattr(drafter, "model", None)):
             for module in model.modules() if model is not None else ():
                 method = getattr(module, "quant_method", None)
                 if isinstance(method, CachedExperts) and method.cache is not None:
                     yield method.cache
 
-    def _counters(self) -> CacheCounters:
+    def _counters(self, layers: tuple[LayerCounters, ...] | None = None) -> CacheCounters:
         settings = CacheSettings.read(self.vllm_config.additional_config)
         assert settings is not None
         caches = list(self._caches())
@@ -73,7 +89,7 @@ class CacheReports:
             policy=settings.moe_expert_cache_policy,
             store=settings.moe_expert_store,
             expert_bytes=caches[0].store.expert_bytes,
-            layers=tuple(cache.counters() for cache in caches),
+            layers=tuple(cache.counters() for cache in caches) if layers is None else layers,
         )
 
 

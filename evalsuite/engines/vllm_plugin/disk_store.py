@@ -1,0 +1,157 @@
+"""The experts of an engine in one file, repacked for vLLM's kernels, written once and read ever after.
+
+The file is that of `evalsuite.experts.files`; its name tells the checkpoint, the record's fields, and the
+release and rank that the repacking was for. vLLM hands over one layer after the other, while the file's
+writer asks for one after the other: the writer has a thread of its own, and the two meet at each layer. Where
+the file exists already the writer never asks, and nothing but the slots is repacked.
+"""
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalsuite.data.models import Checkpoint, find_checkpoint
+from evalsuite.experts.files import Header, OpenFile, cache_folder, open_or_write, read_records
+from evalsuite.experts.layout import Field, RecordLayout
+from evalsuite.experts.store import Staging, memory_of
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+SCRATCH = 8  # records on the device between the file and the slots
+POLL_S = 0.05
+
+
+class ExpertFile:
+    """The file of one engine's process, being written or found while vLLM loads.
+
+    Args:
+        header: what it holds.
+        layout: of a record.
+        device: where the slots are.
+        folder: of the files; `cache_folder()` by default.
+    """
+
+    def __init__(
+        self, header: Header, layout: RecordLayout, device: torch.device, folder: Path | None = None
+    ) -> None:
+        self.header, self.layout, self.device = header, layout, device
+        self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._given: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._file: OpenFile | None = None
+        self._error: BaseException | None = None
+        self._writer = threading.Thread(
+            target=self._open, args=(cache_folder() if folder is None else folder,), daemon=True
+        )
+        self._writer.start()
+
+    def _open(self, folder: Path) -> None:
+        try:
+            self._file = open_or_write(self.header, folder, self._layer)
+        except BaseException as error:  # noqa: BLE001 (raised again by `finish`, in the thread that waits)
+            self._error = error
+
+    def _layer(self, layer: int) -> memoryview:
+        self._asked.put(layer)
+        return memory_of(self._given.get())
+
+    def offer(self, layer: int, records: Callable[[], Tensor]) -> None:
+        """Hand over a layer if the writer wants it.
+
+        Args:
+            records: makes the records, uint8 [experts, record_bytes]; called only where they are wanted.
+        """
+        while self._writer.is_alive():
+            try:
+                asked = self._asked.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if asked != layer:
+                raise RuntimeError(f"the expert file wants layer {asked}, and vLLM loads layer {layer}")
+            self._given.put(records())
+            return
+
+    def finish(self) -> None:
+        """All layers are there: wait for the disk, and get ready to read.
+
+        Raises:
+            StorageError: the file cannot be written or read.
+        """
+        self._writer.join()
+        if self._error is not None:
+            raise self._error
+        assert self._file is not None
+        opened = self._file
+        self.written = opened.written
+
+        def read(offset: int, out: memoryview) -> None:
+            read_records(opened.descriptor, offset, out, opened.path)
+
+        self._staging = Staging(self.device, self.layout.record_bytes, read)
+        self._scratch = torch.empty(SCRATCH, self.layout.record_bytes, dtype=torch.uint8, device=self.device)
+        self._views = self.layout.views(self._scratch)
+
+    def fetch(self, row: int, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
+        """Copy experts of the layer at `row` of the header into slots."""
+        for start in range(0, len(loads), SCRATCH):
+            some = loads[start : start + SCRATCH]
+            self._staging.copy(
+                [(self.header.offset(row, e), self._scratch[i]) for i, (e, _) in enumerate(some)]
+            )
+            for tensor, view in zip(slots.values(), self._views.values(), strict=True):
+                for i, (_, slot) in enumerate(some):
+                    tensor[slot].copy_(view[i], non_blocking=True)
+
+
+class DiskExperts:
+    """One layer of an `ExpertFile`, with the interface of `HostExperts`."""
+
+    def __init__(self, file: ExpertFile, layer: int, names: Sequence[str]) -> None:
+        self._file, self.names = file, tuple(names)
+        self._row = file.header.layers.index(layer)
+        self.experts = file.header.experts
+        self.expert_bytes = sum(field.bytes for field in file.layout.fields)
+
+    def fetch(self, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
+        self._file.fetch(self._row, loads, slots)
+
+
+def open_file(
+    config: Any, layers: tuple[int, ...], experts: int, shapes: Shapes, device: torch.device
+) -> ExpertFile:
+    """Begin to open or write the file of an engine.
+
+    Args:
+        config: vLLM's configuration.
+        layers: numbers of all layers with experts in this process.
+        shapes: part of an expert to shape and dtype.
+    """
+    parallel = config.parallel_config
+    made_for = f"vllm-{version('vllm')}-{device.type}-tp{parallel.rank}of{parallel.tensor_parallel_size}"
+    layout = RecordLayout(
+        tuple(
+            Field(f"{name}@{made_for}", str(dtype).removeprefix("torch."), shape)
+            for name, (shape, dtype) in shapes.items()
+        )
+    )
+    dummy = config.load_config.load_format == "dummy"
+    model = config.model_config.model
+    checkpoint = Checkpoint(Path(model).name, Path(model)) if Path(model).is_dir() else find_checkpoint(model)
+    fingerprint = checkpoint.fingerprint()
+    if dummy:
+        fingerprint = hashlib.sha256(f"dummy {fingerprint}".encode()).hexdigest()
+    header = Header(
+        fingerprint,
+        f"{checkpoint.name}, random weights" if dummy else checkpoint.name,
+        str(checkpoint.folder),
+        layers,
+        experts,
+        layout.record_bytes,
+        tuple((f.name, f.dtype, f.shape) for f in layout.fields),
+    )
+    return ExpertFile(header, layout, device)

@@ -1,0 +1,87 @@
+"""The cache's counters on the ``/metrics`` of a vLLM server.
+
+The counters are in the worker and the endpoint is in the API server's process, so the worker leaves them in
+a small file about once a second, and a Prometheus collector reads it when it is asked. The file's name travels
+in the environment that vLLM's processes inherit, and the file is removed when the server ends. A server with
+several API processes (``--api-server-count``) collects through Prometheus' own files and does not show them.
+"""
+
+import atexit
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evalsuite.core.cache import CacheCounters
+
+VARIABLE = "HLWQ_EXPERT_CACHE_COUNTERS"
+PERIOD_S = 1.0
+_registered: list[Any] = []
+
+
+def publish() -> None:
+    """Show counters on this process' ``/metrics``, and tell the workers where to leave them; once."""
+    if _registered:
+        return
+    from prometheus_client import REGISTRY
+
+    handle, name = tempfile.mkstemp(prefix="hlwq-expert-cache-", suffix=".json")
+    os.close(handle)
+    os.environ[VARIABLE] = name
+    atexit.register(Path(name).unlink, missing_ok=True)
+    collector: Any = Collector(Path(name))
+    _registered.append(collector)
+    REGISTRY.register(collector)
+
+
+class Collector:
+    """Reads the file whenever Prometheus asks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def collect(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        text = self.path.read_text() if self.path.exists() else ""
+        if not text:  # no step yet
+            return
+        counters = CacheCounters.model_validate_json(text)
+        name = "hlwq_expert_cache"
+        yield GaugeMetricFamily(f"{name}_size", "Expert slots of each layer.", value=counters.size)
+        for key, help_ in (
+            ("hits", "Distinct experts of a step that were on the device."),
+            ("misses", "Distinct experts of a step that had to be copied."),
+            ("overflow_steps", "Steps with more distinct experts than slots."),
+            ("bytes_moved", "Bytes copied to the device."),
+        ):
+            family = CounterMetricFamily(f"{name}_{key}", help_, labels=["layer"])
+            for layer in counters.layers:
+                family.add_metric([str(layer.layer)], getattr(layer, key))
+            yield family
+
+
+class Publisher:
+    """The worker's end: leaves counters in the file, if there is one."""
+
+    def __init__(self) -> None:
+        name = os.environ.get(VARIABLE)
+        self.path = Path(name) if name else None
+        self._next_s = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time again."""
+        if self.path is None or time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + PERIOD_S
+        return True
+
+    def leave(self, counters: CacheCounters) -> None:
+        """Replace what was there, whole."""
+        if self.path is None or not self.path.exists():
+            return
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(counters.model_dump_json())
+        fresh.replace(self.path)
