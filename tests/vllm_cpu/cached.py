@@ -84,7 +84,9 @@ def use_policy(llm: LLM, policy: str) -> None:
 def facts(worker: Any) -> dict[str, Any]:
     """What the layers of an engine are made of."""
     layers = [
-        m for m in worker.model_runner.get_model().modules() if hasattr(m, "quant_method") and hasattr(m, "top_k")
+        m
+        for m in worker.model_runner.get_model().modules()
+        if hasattr(m, "quant_method") and hasattr(m, "top_k")
     ]
     return {
         "worker": type(worker.worker if hasattr(worker, "worker") else worker).__name__,

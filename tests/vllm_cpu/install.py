@@ -1,4 +1,6 @@
-"""Installs the real vLLM, built for the CPU, into the environment that runs this file; for the tests alone.
+"""Installs the real vLLM, built for the CPU, into the environment that runs this file, and Triton beside it.
+
+For the tests alone.
 
 Where that build does not run, nothing is installed, the reason is printed, and the tests skip with it.
 """
@@ -15,7 +17,10 @@ HERE = Path(__file__).resolve().parent
 LOCK = HERE / "requirements.lock"
 CONSTRAINTS = HERE.parents[1] / "constraints.txt"
 TORCH = "2.13.0"
+# beside the environment, not in it: with Triton installed, vLLM's CPU build would look for a GPU
+TRITON, TRITON_FOLDER = "3.6.0", Path(sys.prefix) / "triton"
 HOOK = "_torchvision_schemas"
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
 
 # torchvision looks up two operators of its compiled part when imported. Its usual build is linked against
 # CUDA, so beside a CPU build of torch that part does not load; the schemas alone satisfy the import.
@@ -117,8 +122,11 @@ def main() -> int:
         return 1
     # a local version such as +cpu satisfies a pin without it
     if any((installed(name) or "").partition("+")[0] != pinned for name, pinned in pins(LOCK).items()):
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
-        if code := subprocess.run([*pip, "--requirement", str(LOCK)], check=False).returncode:
+        if code := subprocess.run([*PIP, "--requirement", str(LOCK)], check=False).returncode:
+            return code
+    if not (TRITON_FOLDER / f"triton-{TRITON}.dist-info").is_dir():
+        command = [*PIP, "--upgrade", "--target", str(TRITON_FOLDER), f"triton=={TRITON}"]
+        if code := subprocess.run(command, check=False).returncode:
             return code
     site = Path(sysconfig.get_path("purelib"))
     for name, text in glue().items():

@@ -35,7 +35,8 @@ def place(
         expert_map: the slot of each expert of the group and -1 elsewhere, written where there are several.
         slot_of, expert_in, last_used: as in `Policy`; int32.
         worth: FIFO's number of the load, LFU's key, SLRU's protection; int32 [slots].
-        count, frequency: LFU's count, int32 [slots]; LFRU's frequency, float32 [slots].
+        count: LFU's count, SLRU's step of coming on probation; int32 [slots].
+        frequency: LFRU's, float32 [slots].
         scalars: step, loads, age; int32.  counters: steps, hits, misses, overflow steps; int64.
         position_of, flag_of: the step's order of experts, and room to look things up; int32 [experts].
         load_expert, load_slot, load_count: what has to be copied, for `fetch`; int32.
@@ -95,6 +96,7 @@ def place(
         often = tl.where(hit, tl.minimum(often * 0.95 + 1.0, 20.0), often)
     if policy == SLRU:  # a hit may send another slot back on probation, so hits come one by one
         room = slot_count // 2
+        uses = tl.where(hit, step, uses)
         if room > 0:
             for i in range(residents):
                 mine = tl.sum(tl.where(position == i, where_is, 0))
@@ -104,6 +106,7 @@ def place(
                     oldest = tl.min(tl.where(other, last, 2147483647))
                     loser = tl.min(tl.where(other & (last == oldest), s, SLOTS))
                     value = tl.where(s == loser, 0, value)
+                    uses = tl.where(s == loser, step, uses)
                 last = tl.where(s == mine, step, last)
     last = tl.where(hit, step, last)
 
@@ -112,7 +115,7 @@ def place(
     elif policy == LRU:
         score = last
     elif policy == SLRU:
-        score = tl.where(value == 1, last + step + 1, last)
+        score = tl.where(value == 1, last + step + 1, uses)
     else:
         score = value
     free = is_slot & (hit == 0)
@@ -141,6 +144,7 @@ def place(
         value = tl.where(taken, loads + 1 + rank, value)
     if policy == SLRU:
         value = tl.where(taken, 0, value)
+        uses = tl.where(taken, step, uses)
     if policy == LFRU:
         often = tl.where(taken, 1.0, often)
     last = tl.where(taken, step, last)

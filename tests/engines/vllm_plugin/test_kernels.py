@@ -1,21 +1,21 @@
-"""The kernels in an interpreter, where Triton can be had: installed, or in the folder HLWQ_EVAL_TRITON."""
+"""The kernels in Triton's interpreter, event for event against the policies."""
 
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from vllm_cpu.install import TRITON_FOLDER, obstacle
 
 ROOT = Path(__file__).resolve().parents[3]
-TRITON = os.environ.get("HLWQ_EVAL_TRITON", "")
-MISSING = "triton is not installed, and HLWQ_EVAL_TRITON names no folder that has it"
+MISSING = obstacle() or (None if TRITON_FOLDER.is_dir() else "tests/vllm_cpu/install.py was not run")
 
 
-@pytest.mark.skipif(not find_spec("triton") and not (Path(TRITON) / "triton").is_dir(), reason=MISSING)
+@pytest.mark.slow
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 def test_kernels_place_and_copy_as_the_policies_say():
-    path = os.pathsep.join(filter(None, [str(ROOT), TRITON]))
+    path = os.pathsep.join([str(ROOT), str(TRITON_FOLDER)])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("interpreted.py"))]
     run = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=600)
