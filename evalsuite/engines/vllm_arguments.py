@@ -205,6 +205,12 @@ def experts_of(config: dict[str, Any]) -> int | None:
     return None
 
 
+def caches_experts(config: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    """Whether an engine with these arguments keeps experts through this package's plugin."""
+    size = arguments.get("additional_config", {}).get(CACHE_SIZE)
+    return size is not None and size < (experts_of(config) or 0)
+
+
 def cache_warnings(config: dict[str, Any], serving: Serving) -> tuple[str, ...]:
     """What a reader must know about an expert cache of this size; empty without one."""
     size, experts = serving.moe_expert_cache_size, experts_of(config)

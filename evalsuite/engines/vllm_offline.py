@@ -27,6 +27,7 @@ from evalsuite.data.models import Checkpoint
 from evalsuite.engines.base import Generated
 from evalsuite.engines.vllm_arguments import (
     built_for_cpu,
+    caches_experts,
     engaged_arguments,
     engine_arguments,
     engine_environment,
@@ -35,6 +36,7 @@ from evalsuite.engines.vllm_arguments import (
 from evalsuite.engines.vllm_facts import refuse_too_long, served_facts
 from evalsuite.engines.vllm_failures import failure, message_of
 from evalsuite.engines.vllm_log import LogText, kernel_names, load_times
+from evalsuite.engines.vllm_plugin import client
 from evalsuite.telemetry.machine import read_machine
 
 # what vLLM, torch and transformers raise when something is wrong with a model, a machine or themselves
@@ -62,6 +64,7 @@ class VllmGenerator:
         began = time.monotonic()
         self._arguments = engine_arguments(checkpoint, serving)
         os.environ.update(engine_environment(serving))
+        self._cached = caches_experts(checkpoint.config(), self._arguments)
         self._name, self._log = checkpoint.name, log
         self._text = LogText(log)
         self._served = 0
@@ -116,16 +119,22 @@ class VllmGenerator:
         return [Generated(np.array(ids[n]), submitted[n], np.array(times[n])) for n in requests]
 
     def resize_expert_cache(self, size: int | None) -> None:
-        raise UsageError(
-            f"vLLM {require_vllm()} cannot resize an expert cache (to {size}) without loading again.",
-            todo="run one cell per size.",
-        )
+        if not self._cached or not self._arguments["enforce_eager"]:
+            raise UsageError(
+                f"vLLM {require_vllm()} cannot give every layer {size or 'all'} expert slots without loading "
+                "again.",
+                cause="it was loaded without an expert cache, or CUDA graphs hold the slots that there are.",
+                todo="load it anew for each size.",
+            )
+        client.resize(self._llm, size)
 
     def reset_counters(self) -> None:
         self._llm.collective_rpc("hlwq_reset_peaks")
+        if self._cached:
+            client.reset_counters(self._llm)
 
     def expert_cache(self) -> CacheCounters | None:
-        return None
+        return client.read_counters(self._llm) if self._cached else None
 
     def memory(self) -> EngineMemory:
         weights = [worker["weights_bytes"] for worker in self._workers]

@@ -121,9 +121,9 @@ def main() -> int:
         print("Refused, the tests' vLLM would change pinned packages:", *wrong, sep="\n  ", file=sys.stderr)
         return 1
     # a local version such as +cpu satisfies a pin without it
-    if any((installed(name) or "").partition("+")[0] != pinned for name, pinned in pins(LOCK).items()):
-        if code := subprocess.run([*PIP, "--requirement", str(LOCK)], check=False).returncode:
-            return code
+    differs = any((installed(name) or "").partition("+")[0] != pin for name, pin in pins(LOCK).items())
+    if differs and (code := subprocess.run([*PIP, "--requirement", str(LOCK)], check=False).returncode):
+        return code
     if not (TRITON_FOLDER / f"triton-{TRITON}.dist-info").is_dir():
         command = [*PIP, "--upgrade", "--target", str(TRITON_FOLDER), f"triton=={TRITON}"]
         if code := subprocess.run(command, check=False).returncode:
