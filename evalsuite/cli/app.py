@@ -37,7 +37,14 @@ def root(
 
 def main() -> None:
     """Run the command line and turn errors into one message and an exit code (0, 1, 2 or 130)."""
-    from evalsuite.cli import compare, doctor, ppl, quantize, run  # noqa: F401 (they register themselves)
+    from evalsuite.cli import (  # noqa: F401 (they register themselves)
+        cache_gc,
+        compare,
+        doctor,
+        ppl,
+        quantize,
+        run,
+    )
 
     root.__doc__ = app.info.help
     try:

@@ -32,6 +32,19 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class CachePolicy(StrEnum):
+    lru = "lru"
+    lfu = "lfu"
+    fifo = "fifo"
+    slru = "slru"
+    lfru = "lfru"
+
+
+class CacheStore(StrEnum):
+    pinned = "pinned"
+    disk = "disk"
+
+
 @app.command()
 def ppl(
     model: Annotated[
@@ -64,6 +77,15 @@ def ppl(
     gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model (vllm).")] = 1,
     additional_config: Annotated[str, typer.Option(help="JSON object, handed to vLLM as it is.")] = "{}",
+    moe_expert_cache_size: Annotated[
+        int | None, typer.Option(min=1, help="Experts of each layer on the device; else all of them.")
+    ] = None,
+    moe_expert_cache_policy: Annotated[
+        CachePolicy, typer.Option(help="Which experts stay.")
+    ] = CachePolicy.lru,
+    moe_expert_store: Annotated[
+        CacheStore, typer.Option(help="Where the others are: page-locked memory, or a file.")
+    ] = CacheStore.pinned,
     keep_hidden: Annotated[
         bool,
         typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),
@@ -119,6 +141,9 @@ def ppl(
         keep_hidden=keep_hidden or baseline is not None,
         tensor_parallel_size=tensor_parallel_size,
         additional_config=_json_object("--additional-config", additional_config),
+        moe_expert_cache_size=moe_expert_cache_size,
+        moe_expert_cache_policy=moe_expert_cache_policy.value,
+        moe_expert_store=moe_expert_store.value,
     )
     given = {"corpus": corpus, "limit": limit, "tokenizer": tokenizer}
     chosen_protocol = (protocol_name, context, stride) != ("card-1155", None, None)

@@ -58,6 +58,10 @@ class Scorer(Protocol):
         """Write the output head, which turns kept hidden states back into logits."""
         ...
 
+    def expert_cache(self) -> CacheCounters | None:
+        """Counts of the scored windows; None where every expert is resident."""
+        ...
+
     def memory(self) -> Telemetry:
         """Peaks so far."""
         ...

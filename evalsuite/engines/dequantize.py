@@ -13,6 +13,7 @@ one piece of code decodes for the engine and for the quantizer's own error measu
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -117,28 +118,33 @@ def quantization_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return config.get("quantization_config") or text.get("quantization_config") or {}
 
 
-def dequantize_state(folder: Path) -> Iterator[StoredTensor]:
+def dequantize_state(folder: Path, without: re.Pattern[str] | None = None) -> Iterator[StoredTensor]:
     """Every weight of a quantized checkpoint under the name it has in an unquantized one.
 
     Reads one tensor at a time. Experts come as the per-expert matrices that are stored; transformers stacks
     them on loading.
 
+    Args:
+        without: stored names that are left out.
+
     Raises:
         ModelError: the kind of quantization cannot be read here, or a file is damaged.
     """
     quantization = quantization_of(json.loads((folder / "config.json").read_text()))
-    parts = parts_of_quantized(folder.name, quantization)
+    parts = quantized_parts(folder.name, quantization)
     with ExitStack() as stack:
         try:
             paths = sorted(folder.glob("*.safetensors"))
             files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
             home = {name: file for file in files for name in file.keys()}  # noqa: SIM118 not a dict
             for name, file in home.items():
+                if without is not None and without.fullmatch(name):
+                    continue
                 stem, _, part = name.rpartition(".")
                 if part == parts[0]:
                     payload, scales, shape = (home[f"{stem}.{p}"].get_tensor(f"{stem}.{p}") for p in parts)
                     columns = int(shape[1])
-                    value = _decode(payload, scales, columns, quantization)
+                    value = decode_stored(payload, scales, columns, quantization)
                     yield StoredTensor(f"{stem}.weight", value, True)
                 elif f"{stem}.{parts[0]}" not in home or part not in parts:
                     yield StoredTensor(name, file.get_tensor(name), False)
@@ -150,7 +156,8 @@ def dequantize_state(folder: Path) -> Iterator[StoredTensor]:
             ) from error
 
 
-def _decode(payload: Tensor, scales: Tensor, columns: int, quantization: Mapping[str, Any]) -> Tensor:
+def decode_stored(payload: Tensor, scales: Tensor, columns: int, quantization: Mapping[str, Any]) -> Tensor:
+    """One weight from its stored parts, float32, as the checkpoint's `quantization_of` says."""
     if quantization["quant_method"] == "hlwq":
         return decode_hlwq(
             unpack_codes(payload, quantization["bits"]),
@@ -162,7 +169,7 @@ def _decode(payload: Tensor, scales: Tensor, columns: int, quantization: Mapping
     return decode_int4(unpack_int4(payload, columns), scales)
 
 
-def parts_of_quantized(name: str, quantization: Mapping[str, Any]) -> tuple[str, str, str]:
+def quantized_parts(name: str, quantization: Mapping[str, Any]) -> tuple[str, str, str]:
     """The stored tensors that make up one weight: payload, scales, shape.
 
     Raises:

@@ -1,12 +1,15 @@
 """Checkpoints into transformers models: safetensors, GGUF and quantized INT4, never a pickle.
 
-Quantized weights are dequantised on load, so that BF16 and INT4 are scored by the same code.
+Quantized weights are dequantised on load, so that BF16 and INT4 are scored by the same code. With an expert
+cache the experts never enter the model: they go from the files into a store, and packed ones stay packed.
 """
 
 import contextlib
+import hashlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -16,28 +19,54 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evalsuite.core.errors import MeasurementError, MissingDependency, ModelError, OutOfMemory, first_line
+from evalsuite.core.spec import canonical_json
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines import cpu_experts
 from evalsuite.engines.dequantize import (
     dequantize_state,
     is_quantized,
-    parts_of_quantized,
     quantization_of,
+    quantized_parts,
 )
+from evalsuite.engines.expert_weights import (
+    EXPERT,
+    CheckpointExperts,
+    ModelExperts,
+    modules_by_layer,
+    other_tensors,
+    shape_of,
+    without_experts,
+)
+from evalsuite.engines.torch_cache import Caching, cached_parameters, install, nothing_to_cache
+from evalsuite.experts.cache import ExpertCache
+from evalsuite.experts.store import DiskStore, Identity
 
 CAUSAL_MODELS: Any = AutoModelForCausalLM  # its own types are not usable
+DUMMY_SEED = 0
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 NOT_TEXT = ("visual", "vision", "mtp")  # parts of a checkpoint that a text-only model leaves aside
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode on its device, and what a record says about its weights."""
+    """A model in evaluation mode on its device, and what a record says about its weights.
+
+    Attributes:
+        cache: holds the experts that `model` is without.
+        random: nothing was read but the configuration.
+        parameters: of the whole checkpoint.
+    """
 
     model: Any
     stored: str
     engaged: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    cache: ExpertCache | None = None
+    random: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters()) + cached_parameters(self.model)
 
 
 def resolve_compute(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -109,28 +138,45 @@ def require_readable(checkpoint: Checkpoint) -> None:
             todo="install a newer one, or run it in vLLM (--engine vllm).",
         ) from error
     if is_quantized(checkpoint.config()):
-        parts_of_quantized(checkpoint.name, quantization_of(checkpoint.config()))
+        quantized_parts(checkpoint.name, quantization_of(checkpoint.config()))
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+    caching: Caching | None = None,
+    dummy: bool = False,
 ) -> Loaded:
-    """Load a causal language model for scoring.
+    """Load a causal language model.
+
+    Args:
+        caching: keep the experts in a store, and only some of them on the device.
+        dummy: random weights in the geometry of config.json, the same in every process.
 
     Raises:
         ModelError: transformers does not know the architecture, or tensors are missing.
         MissingDependency: a GGUF file, and the packages that read it are not installed.
+        UsageError: a cache for a model without experts.
         OutOfMemory: the weights do not fit.
+        StorageError: the store of the experts cannot be written or read.
     """
     options: dict[str, Any] = {
         "dtype": dtype, "output_loading_info": True, "trust_remote_code": trust_remote_code,
         "ignore_mismatched_sizes": True,  # they are refused below, by name
     }  # fmt: skip
     what = f"The model {checkpoint.name}"
+    apart = caching is not None and not dummy and CheckpointExperts.are_in(checkpoint)
     with quiet_transformers():
         try:
             with out_of_memory(what):
-                if checkpoint.gguf:
+                if dummy:
+                    loaded, info = _random_model(checkpoint, options)
+                elif apart:
+                    loaded, info = _load_without_experts(checkpoint, options)
+                elif checkpoint.gguf:
                     loaded, info = _load_gguf(checkpoint, options)
                 elif is_quantized(checkpoint.config()):
                     loaded, info = _load_quantized(checkpoint, options)
@@ -147,11 +193,128 @@ def load_model(
                 "needs a newer one, or --trust-remote-code if you trust its authors.",
             ) from error
         _refuse_incomplete(checkpoint, info)
-        with out_of_memory(what):
-            loaded.model.eval().to(device)
         layers = cpu_experts.use_on(loaded.model) if device.type == "cpu" else 0
-    experts = {"expert_layers": layers, "experts": cpu_experts.NAME} if layers else {}
-    return replace(loaded, engaged=loaded.engaged | experts)
+        experts = {"expert_layers": layers, "experts": cpu_experts.NAME} if layers else {}
+        loaded = replace(loaded, engaged=loaded.engaged | experts)
+        with out_of_memory(what):
+            loaded.model.eval()
+            if caching is not None:
+                loaded = add_cache(loaded, checkpoint, device, dtype, caching, apart=apart, dummy=dummy)
+            try:
+                loaded.model.to(device)
+            except BaseException:
+                if loaded.cache is not None:
+                    loaded.cache.close()
+                raise
+    return loaded
+
+
+def add_cache(
+    loaded: Loaded,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    caching: Caching,
+    *,
+    apart: bool = False,
+    dummy: bool = False,
+) -> Loaded:
+    """Take the experts out of a model, or those of the checkpoint where the model is without them.
+
+    Raises:
+        UsageError: the model has no experts.
+        StorageError, OutOfMemory: they cannot be kept.
+    """
+    modules = modules_by_layer(loaded.model)
+    if not modules:
+        raise nothing_to_cache(checkpoint.name)
+    shape = shape_of(next(iter(modules.values())))
+    identity = Identity(
+        dummy_fingerprint(checkpoint) if dummy else checkpoint.fingerprint(),
+        f"{checkpoint.name}, random weights" if dummy else checkpoint.name,
+        str(checkpoint.folder / checkpoint.gguf if checkpoint.gguf else checkpoint.folder),
+    )
+    with ExitStack() as stack:
+        if apart:
+            source = stack.enter_context(closing(CheckpointExperts(checkpoint, shape, dtype)))
+            if source.layers != tuple(modules):
+                raise ModelError(
+                    f"{checkpoint.name} has experts in layers {_few(source.layers)}, and the architecture "
+                    f"in layers {_few(modules)}.",
+                    todo="download the checkpoint again, or check that config.json belongs to it.",
+                )
+            packed = source.packed
+        else:
+            source, packed = ModelExperts(loaded.model), False
+        cache = install(source, identity, shape, modules, caching, device)
+    engaged = {
+        "expert_layers": len(modules),
+        "experts": "cached, packed as INT4 and decoded when used" if packed else "cached",
+        "expert_store": caching.store,
+    }
+    if isinstance(cache.store, DiskStore):
+        engaged["expert_file"] = "written" if cache.store.written else "found"
+    return replace(
+        loaded, engaged=loaded.engaged | engaged, warnings=loaded.warnings + cache.store.notes, cache=cache
+    )
+
+
+def _few(numbers: Iterable[int]) -> str:
+    listed = list(numbers)
+    return ", ".join(map(str, listed[:8])) + (", …" if len(listed) > 8 else "")
+
+
+def dummy_fingerprint(checkpoint: Checkpoint) -> str:
+    """Of random weights: they follow from the configuration alone."""
+    text = canonical_json(checkpoint.config())
+    return hashlib.sha256(f"dummy {DUMMY_SEED} {torch.__version__} {text}".encode()).hexdigest()
+
+
+def _text_config(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration of the text model, and what quantization it declares.
+
+    A multimodal checkpoint is run as the text model inside it, whichever part declares the quantization.
+    """
+    whole: Any = AutoConfig.from_pretrained(
+        str(checkpoint.folder), trust_remote_code=options["trust_remote_code"]
+    )
+    config: Any = whole.get_text_config()
+    holder = config if hasattr(config, "quantization_config") else whole
+    if not hasattr(holder, "quantization_config"):
+        return config, None
+    quantization = holder.quantization_config
+    del holder.quantization_config
+    return config, quantization
+
+
+def _random_model(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Loaded, Any]:
+    config, _ = _text_config(checkpoint, options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(DUMMY_SEED)
+        model = CAUSAL_MODELS.from_config(config, dtype=options["dtype"])
+    nothing: dict[str, Any] = {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": []}
+    warning = "random weights in the geometry of config.json: speed and memory only"
+    loaded = Loaded(
+        model, "nothing (random weights)", {"load_format": "dummy"}, warnings=(warning,), random=True
+    )
+    return loaded, nothing
+
+
+def _load_without_experts(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Loaded, Any]:
+    """The model with empty expert modules, from the other tensors of its files."""
+    config, quantization = _text_config(checkpoint, options)
+    stored, count, state = f"{_config_dtype(checkpoint)} safetensors", 0, {}
+    if quantization is None:
+        state = other_tensors(checkpoint)
+    else:
+        method = quantization["quant_method"] if isinstance(quantization, dict) else quantization.quant_method
+        stored = f"{method} safetensors"
+        for tensor in dequantize_state(checkpoint.folder, without=EXPERT):
+            state[tensor.name] = tensor.value.to(options["dtype"]) if tensor.was_quantized else tensor.value
+            count += tensor.was_quantized
+    model_class = without_experts(CAUSAL_MODELS._model_mapping[type(config)])
+    model, info = model_class.from_pretrained(None, config=config, state_dict=state, **options)
+    return Loaded(model, stored, {"dequantised_tensors": count} if count else {}), info
 
 
 def _load_gguf(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Loaded, Any]:
@@ -174,14 +337,7 @@ def _load_gguf(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Loaded,
 
 
 def _load_quantized(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Loaded, Any]:
-    whole: Any = AutoConfig.from_pretrained(
-        str(checkpoint.folder), trust_remote_code=options["trust_remote_code"]
-    )
-    # a multimodal checkpoint is scored as the text model inside it, whichever part declares the quantization
-    config: Any = whole.get_text_config()
-    holder = config if hasattr(config, "quantization_config") else whole
-    quantization = holder.quantization_config
-    del holder.quantization_config
+    config, quantization = _text_config(checkpoint, options)
     state: dict[str, torch.Tensor] = {}
     count = 0
     for tensor in dequantize_state(checkpoint.folder):

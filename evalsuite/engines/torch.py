@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from evalsuite.core.cache import CacheCounters
 from evalsuite.core.errors import MeasurementError
-from evalsuite.core.record import ModelFacts
 from evalsuite.core.telemetry import Telemetry
 from evalsuite.data.models import Checkpoint
 from evalsuite.data.windows import TokenWindow
 from evalsuite.engines.base import WindowScore
+from evalsuite.engines.facts import read_facts
 from evalsuite.engines.finite import refuse_non_finite
 from evalsuite.engines.head import Head, divergence_of, nats_of
 from evalsuite.engines.loading import load_model, out_of_memory, quiet_transformers, resolve_compute
-from evalsuite.telemetry.machine import read_machine
+from evalsuite.engines.torch_cache import Caching, cache_warnings, require_experts
 from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
 
 CPU_PASS_TOKENS = 3072  # a pass a core; larger ones only leave the core's caches
@@ -42,11 +43,16 @@ class TorchScorer:
         dtype: str = "auto",
         trust_remote_code: bool = False,
         keep_hidden: bool = False,
+        caching: Caching | None = None,
     ) -> None:
         """Load the model.
 
+        Args:
+            caching: keep some of the experts on the device, and all of them in a store.
+
         Raises:
-            ModelError, MissingDependency, OutOfMemory: as `load_model`.
+            ModelError, MissingDependency, OutOfMemory, StorageError: as `load_model`.
+            UsageError: an expert cache for a model without experts.
             MeasurementError: the architecture's head is not a plain projection.
         """
         began = time.monotonic()
@@ -54,44 +60,30 @@ class TorchScorer:
         if self._device.type == "cuda":
             torch.cuda.init()  # its statistics do not exist before
             torch.cuda.reset_peak_memory_stats(self._device)
-        loaded = load_model(checkpoint, self._device, self._dtype, trust_remote_code=trust_remote_code)
-        self._model = loaded.model
+        if caching is not None:
+            require_experts(checkpoint)
+        loaded = load_model(
+            checkpoint, self._device, self._dtype, trust_remote_code=trust_remote_code, caching=caching
+        )
+        self._model, self._cache = loaded.model, loaded.cache
         self._decoder = loaded.model.get_decoder()
         self._head = _head_of(loaded.model)
         self._keep_hidden = keep_hidden
         self._threads = torch_threads()
-        self._workers = _single_threaded_workers(self._threads) if self._device.type == "cpu" else None
+        # a cache serves one pass at a time, and its counts shall not depend on which of several came first
+        passes = self._threads if caching is None else 1
+        self._workers = _single_threaded_workers(passes) if self._device.type == "cpu" else None
         with quiet_transformers():  # notes about optional kernels come with the first pass
             self._check_head(checkpoint.name)
-        self.facts = self._read_facts(checkpoint, loaded.stored, loaded.engaged, loaded.warnings)
+        self._empty_cache()
+        warnings = cache_warnings(caching, self._model) if caching else ()
+        self.facts = read_facts(checkpoint, loaded, self._device, self._dtype, engaged={}, warnings=warnings)
         self.load_s = time.monotonic() - began
 
-    def _read_facts(
-        self, checkpoint: Checkpoint, stored: str, engaged: dict[str, Any], warnings: tuple[str, ...]
-    ) -> ModelFacts:
-        config: Any = self._model.config.get_text_config()
-        dtype = str(self._dtype).removeprefix("torch.")
-        if self._device.type == "cuda":
-            device_name = torch.cuda.get_device_name(self._device)
-        else:
-            device_name = read_machine().cpu
-            engaged = engaged | {"cpu_threads": self._threads}
-        return ModelFacts(
-            name=checkpoint.name,
-            architecture=type(self._model).__name__,
-            parameters=sum(p.numel() for p in self._model.parameters()),
-            vocabulary=self._head.vocabulary,
-            max_context=getattr(config, "max_position_embeddings", None),
-            fingerprint=checkpoint.fingerprint(),
-            stored=stored,
-            stored_bytes=sum(path.stat().st_size for path in checkpoint.weight_files()),
-            computed=f"{dtype} on {self._device.type}",
-            dtype=dtype,
-            device=str(self._device),
-            device_name=device_name,
-            engaged=engaged | {"attention": getattr(config, "_attn_implementation", None)},
-            warnings=warnings,
-        )
+    def _empty_cache(self) -> None:
+        """Trial passes leave no trace in the slots or in their counts."""
+        if self._cache is not None:
+            self._cache.resize(self._cache.size)
 
     @torch.inference_mode()
     def _check_head(self, name: str) -> None:
@@ -130,6 +122,7 @@ class TorchScorer:
         one = max(1, torch.cuda.max_memory_allocated(self._device) - before)
         free, _ = torch.cuda.mem_get_info(self._device)
         free += torch.cuda.memory_reserved(self._device) - before
+        self._empty_cache()
         return int(min(most, max(1, MEMORY_SHARE * free // one)))
 
     def score(self, windows: Sequence[TokenWindow]) -> list[WindowScore]:
@@ -172,6 +165,9 @@ class TorchScorer:
     def save_head(self, path: Path) -> None:
         self._head.save(path)
 
+    def expert_cache(self) -> CacheCounters | None:
+        return None if self._cache is None else self._cache.counters()
+
     def memory(self) -> Telemetry:
         if self._device.type == "cpu":
             reason = "scored on the CPU"
@@ -186,6 +182,8 @@ class TorchScorer:
     def close(self) -> None:
         if self._workers is not None:
             self._workers.shutdown(cancel_futures=True)
+        if self._cache is not None:
+            self._cache.close()
         del self._model, self._decoder, self._head
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

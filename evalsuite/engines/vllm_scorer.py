@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from evalsuite.core.cache import CacheCounters
 from evalsuite.core.errors import MeasurementError
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
@@ -187,6 +188,9 @@ class VllmScorer:
         ).save(path)
         for part in parts:
             part.unlink()
+
+    def expert_cache(self) -> CacheCounters | None:
+        return None
 
     def memory(self) -> Telemetry:
         if self._cpu:

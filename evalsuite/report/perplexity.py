@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from evalsuite.core.cache import CacheCounters
 from evalsuite.core.record import CompareResult, PerplexityResult, Prefix, Record
 from evalsuite.core.units import decimals_for, duration, si_bytes
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
@@ -56,6 +57,7 @@ def summary_table(record: Record, result: PerplexityResult) -> Table[Pair]:
     ]
     if memory.gpu_allocated_peak_bytes is not None:
         rows.append(("peak GPU memory allocated", si_bytes(memory.gpu_allocated_peak_bytes)))
+    rows += _cache_rows(record.expert_cache)
     assert record.protocol is not None
     return Table(
         f"{model.name} on {text.corpus}",
@@ -64,6 +66,18 @@ def summary_table(record: Record, result: PerplexityResult) -> Table[Pair]:
         f"{record.protocol.describe()}; {text.tokens:,} tokens with the tokenizer of {text.tokenizer}; "
         f"{model.computed} ({model.device_name}).",
     )
+
+
+def _cache_rows(cache: CacheCounters | None) -> list[Pair]:
+    if cache is None:
+        return []
+    steps = sum(layer.steps for layer in cache.layers)
+    return [
+        ("experts on the device", f"{cache.size} of {cache.experts} a layer ({cache.policy}, {cache.store})"),
+        ("expert cache hits", NOT_MEASURED if cache.hit_rate is None else f"{cache.hit_rate:.1%}"),
+        ("steps with more experts than slots", f"{cache.overflow_steps:,} of {steps:,}"),
+        ("expert bytes moved", si_bytes(cache.bytes_moved)),
+    ]
 
 
 def prefix_table(result: PerplexityResult) -> Table[Prefix]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from evalsuite.core.errors import StorageError, UsageError
+from evalsuite.core.cache import CacheCounters
+from evalsuite.core.errors import NotEngaged, StorageError, UsageError
 from evalsuite.core.protocol import WindowProtocol
 from evalsuite.core.record import Record, Status, TextFacts, status_of
 from evalsuite.core.spec import CompareSpec, PerplexitySpec, spec_hash
@@ -117,6 +118,8 @@ def run_perplexity(
             update={"results": results, "telemetry": scorer.memory()}
         )
         record = record.model_copy(update={"warnings": record.warnings + scoring.warnings})
+        if spec.moe_expert_cache_size is not None and scoring.forward_tokens:
+            record = with_expert_cache(record, scorer.expert_cache())
         return Finished(folder.finish(record), record)
     except BaseException as error:
         folder.leave_unfinished(_record(folder, spec, status_of(error), choice, scorer, text), error)
@@ -124,6 +127,28 @@ def run_perplexity(
     finally:
         if scorer is not None:
             scorer.close()
+
+
+def with_expert_cache(record: Record, counters: CacheCounters | None) -> Record:
+    """The record of a run that asked for an expert cache.
+
+    Raises:
+        NotEngaged: nothing went through it.
+    """
+    if counters is None or counters.hits + counters.misses == 0:
+        raise NotEngaged(
+            "An expert cache was asked for, and its counters stayed at zero.",
+            cause="the engine did not send the model's experts through it.",
+            todo="give another engine; if this is the torch engine, it is a fault: please report it with the "
+            "model's config.json.",
+        )
+    shown = {
+        "slots": counters.size, "experts": counters.experts, "policy": counters.policy,
+        "store": counters.store, "hits": counters.hits, "misses": counters.misses,
+        "overflow_steps": counters.overflow_steps,
+    }  # fmt: skip
+    engaged = record.engaged | {"expert_cache": shown}
+    return record.model_copy(update={"expert_cache": counters, "engaged": engaged})
 
 
 def run_compare(
