@@ -6,7 +6,7 @@ its arithmetic. ``auto`` leaves it only for a checkpoint that it cannot read and
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evalsuite.core.errors import ModelError, UsageError
 from evalsuite.core.spec import PerplexitySpec, Serving
@@ -14,6 +14,9 @@ from evalsuite.data.models import Checkpoint
 from evalsuite.engines.base import Scorer
 from evalsuite.engines.vllm_arguments import built_for_cpu, engine_arguments, require_vllm, vllm_installed
 from evalsuite.telemetry.machine import package_version
+
+if TYPE_CHECKING:
+    from evalsuite.engines.torch_cache import Caching
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,23 @@ def open_scorer(choice: ScorerChoice, spec: PerplexitySpec, checkpoint: Checkpoi
             keep_hidden=spec.keep_hidden,
         )
     from evalsuite.engines.torch import TorchScorer
-    from evalsuite.engines.torch_cache import Caching
 
-    size = spec.moe_expert_cache_size
     return TorchScorer(
         checkpoint,
         device=spec.device,
         dtype=spec.dtype,
         trust_remote_code=spec.trust_remote_code,
         keep_hidden=spec.keep_hidden,
-        caching=Caching(size, spec.moe_expert_cache_policy, spec.moe_expert_store) if size else None,
+        caching=_caching(spec),
     )
+
+
+def _caching(spec: PerplexitySpec) -> "Caching | None":
+    from evalsuite.engines.torch_cache import Caching
+
+    if spec.moe_expert_cache_size is None:
+        return None
+    return Caching(spec.moe_expert_cache_size, spec.moe_expert_cache_policy, spec.moe_expert_store)
 
 
 def serving_of(spec: PerplexitySpec) -> Serving:

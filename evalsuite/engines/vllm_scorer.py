@@ -28,12 +28,14 @@ from evalsuite.core.spec import Serving
 from evalsuite.core.telemetry import Telemetry
 from evalsuite.data.models import Checkpoint
 from evalsuite.data.windows import TokenWindow
+from evalsuite.engines import vllm_plugin
 from evalsuite.engines.base import WindowScore
 from evalsuite.engines.finite import refuse_non_finite
 from evalsuite.engines.head import Head
 from evalsuite.engines.loading import out_of_memory
 from evalsuite.engines.vllm_arguments import (
     built_for_cpu,
+    caches_experts,
     engaged_arguments,
     engine_arguments,
     engine_environment,
@@ -43,6 +45,7 @@ from evalsuite.engines.vllm_facts import served_facts
 from evalsuite.engines.vllm_failures import failure, message_of
 from evalsuite.engines.vllm_hidden import REQUEST, RankScore
 from evalsuite.engines.vllm_offline import FOREIGN
+from evalsuite.engines.vllm_plugin import client
 from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
 
@@ -89,6 +92,7 @@ class VllmScorer:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
+        self._cached = caches_experts(checkpoint.config(), arguments)
         if device is not None:
             arguments["device_ids"] = [device]
         environment = engine_environment(serving) | IN_PROCESS
@@ -101,6 +105,7 @@ class VllmScorer:
             with _vllm_failures(f"Loading {checkpoint.name}"), _quiet():
                 from vllm import LLM
 
+                vllm_plugin.register()
                 self._llm = LLM(**arguments)
             self._rpc("hlwq_watch", keep_hidden)
             self._check_head(checkpoint.name)
@@ -190,7 +195,7 @@ class VllmScorer:
             part.unlink()
 
     def expert_cache(self) -> CacheCounters | None:
-        return None
+        return client.read_counters(self._llm) if self._cached else None
 
     def memory(self) -> Telemetry:
         if self._cpu:
