@@ -59,22 +59,26 @@ class Setting:
 
     title: str
     get: Callable[[Row], str]
-    sentence: str
+    sentence: Callable[[str], str] | None
+
+
+def _cache_sentence(size: str) -> str:
+    return "every expert on the device" if size == "all" else f"a cache of {size} experts a layer"
 
 
 SETTINGS = (
-    Setting("model", lambda r: r.model, "{}"),
-    Setting("cache", lambda r: slots(r.spec), "expert cache: {}"),
-    Setting("mode", lambda r: r.mode, "{}"),
-    Setting("on", lambda r: r.device, "on {}"),
-    Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", ""),
-    Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), ""),
-    Setting("concurrency", lambda r: str(r.result.concurrency), "concurrency {}"),
-    Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}"),
-    Setting("dtype", lambda r: r.record.model.dtype if r.record.model else "—", "{}"),
-    Setting("prompt", lambda r: f"{r.result.input_len:,}", "{} prompt tokens"),
-    Setting("output", lambda r: f"{r.result.output_len:,}", "{} output tokens"),
-    Setting("repeats", lambda r: str(r.result.repeats), "{} repeats"),
+    Setting("model", lambda r: r.model, "{}".format),
+    Setting("cache", lambda r: slots(r.spec), _cache_sentence),
+    Setting("mode", lambda r: r.mode, "{}".format),
+    Setting("on", lambda r: r.device, "on {}".format),
+    Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", None),
+    Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), None),
+    Setting("concurrency", lambda r: str(r.result.concurrency), "concurrency {}".format),
+    Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}".format),
+    Setting("dtype", lambda r: r.record.model.dtype if r.record.model else "—", "{}".format),
+    Setting("prompt", lambda r: f"{r.result.input_len:,}", "{} prompt tokens".format),
+    Setting("output", lambda r: f"{r.result.output_len:,}", "{} output tokens".format),
+    Setting("repeats", lambda r: str(r.result.repeats), "{} repeats".format),
 )
 
 
@@ -137,7 +141,7 @@ def _settings(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
     varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
     columns = [Column[Row](s.title, s.get) for s in varying] or [Column[Row]("model", lambda r: r.model)]
-    shared = [s.sentence.format(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
+    shared = [s.sentence(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
     return columns, ", ".join(shared) + "." if shared else ""
 
 
