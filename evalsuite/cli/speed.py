@@ -50,6 +50,11 @@ class Store(StrEnum):
     disk = "disk"
 
 
+class Routing(StrEnum):
+    model = "model"
+    uniform_random = "uniform_random"
+
+
 @app.command()
 def speed(
     model: Annotated[
@@ -91,6 +96,9 @@ def speed(
     ] = LoadFormat.auto,
     moe_expert_cache_policy: Annotated[Policy, typer.Option(help="Which experts stay.")] = Policy.lru,
     moe_expert_store: Annotated[Store, typer.Option(help="Where the other experts are.")] = Store.pinned,
+    moe_routing: Annotated[
+        Routing, typer.Option(help="uniform_random draws the experts, for dummy weights.")
+    ] = Routing.model,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.01, max=1.0, help="As vLLM has it.")
@@ -147,7 +155,7 @@ def speed(
         serving = Serving(
             engine=engine.value, dtype=dtype.value, load_format=load_format.value,
             moe_expert_cache_policy=moe_expert_cache_policy.value, moe_expert_store=moe_expert_store.value,
-            max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_utilization,
+            moe_routing=moe_routing.value, max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_utilization,
             additional_config=_json(additional_config), server_url=server_url,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip

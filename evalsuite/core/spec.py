@@ -16,6 +16,7 @@ Engine = Literal["auto", "torch", "vllm", "server"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CachePolicy = Literal["lru", "lfu", "fifo", "slru", "lfru"]
 CacheStore = Literal["pinned", "disk"]
+Routing = Literal["model", "uniform_random"]
 
 # fields that came later: at their default they leave a spec's hash as it was
 LATER: Any = {"later": True}
@@ -32,6 +33,8 @@ class Serving(Value):
         enforce_eager: no CUDA graphs and no compilation.
         moe_expert_cache_size: experts of each layer on the device; None keeps all of them there.
         moe_expert_cache_policy, moe_expert_store: which experts stay, and where the others are.
+        moe_routing: ``uniform_random`` draws each token's experts instead of asking the router, for dummy
+            weights, whose routers often send every token to the same experts; what comes out is no text.
         max_model_len, gpu_memory_utilization: None leaves them to the engine.
         additional_config: handed to vLLM as it is.
         server_url: measure a server that runs already, instead of starting one.
@@ -46,6 +49,7 @@ class Serving(Value):
     moe_expert_cache_size: int | None = Field(default=None, ge=1)
     moe_expert_cache_policy: CachePolicy = "lru"
     moe_expert_store: CacheStore = "pinned"
+    moe_routing: Routing = "model"
     max_model_len: PositiveInt | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     additional_config: dict[str, Any] = Field(default={})

@@ -21,6 +21,12 @@ def choose_engine(serving: Serving, checkpoint: Checkpoint) -> tuple[str, str]:
         EvalError: an engine was asked for by name that cannot honour the request, or none can.
     """
     name, why = _choose(serving, checkpoint)
+    if serving.moe_routing != "model" and (name == "torch" or serving.server_url is not None):
+        raise UsageError(
+            f"--moe-routing {serving.moe_routing} needs a vLLM that is started here, and the engine would be "
+            f"{name}: {why}.",
+            todo="give --engine vllm where it is installed, or leave --moe-routing out.",
+        )
     if name == "torch" and not checkpoint.weights:
         raise UsageError(
             f"Dummy weights need vLLM, and the engine would be torch: {why}.",
@@ -46,9 +52,7 @@ def _choose(serving: Serving, checkpoint: Checkpoint) -> tuple[str, str]:
     if version is None or find_spec("vllm") is None:
         return "torch", "vLLM is not installed"
     if "cpu" in version:
-        return "torch", (
-            f"vLLM {version} is built for the CPU, where it has no expert cache and runs fewer models"
-        )
+        return "torch", (f"vLLM {version} is built for the CPU, where it runs fewer models than torch")
     try:
         engine_arguments(checkpoint, serving)
     except EvalError as error:

@@ -157,6 +157,8 @@ def engine_environment(serving: Serving) -> dict[str, str]:
     elif not has_flashinfer():
         defaults["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     chosen = {name: value for name, value in defaults.items() if name not in os.environ}
+    if serving.moe_routing != "model":
+        chosen["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = serving.moe_routing
     if serving.gpus:
         chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver, and we, count them
         devices = visible_gpus()

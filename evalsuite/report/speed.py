@@ -49,6 +49,10 @@ class Row:
         return str(self.record.engaged.get("mode", asked))
 
     @property
+    def routing(self) -> str:
+        return "by the model" if self.spec.serving.moe_routing == "model" else "uniform random"
+
+    @property
     def device(self) -> str:
         return self.record.model.device_name if self.record.model else "unknown"
 
@@ -66,10 +70,15 @@ def _cache_sentence(size: str) -> str:
     return "every expert on the device" if size == "all" else f"a cache of {size} experts a layer"
 
 
+def _routing_sentence(routing: str) -> str:
+    return "" if routing == "by the model" else f"experts drawn {routing}ly"
+
+
 SETTINGS = (
     Setting("model", lambda r: r.model, "{}".format),
     Setting("cache", lambda r: slots(r.spec), _cache_sentence),
     Setting("mode", lambda r: r.mode, "{}".format),
+    Setting("routing", lambda r: r.routing, _routing_sentence),
     Setting("on", lambda r: r.device, "on {}".format),
     Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", None),
     Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), None),
@@ -142,7 +151,8 @@ def _settings(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
     columns = [Column[Row](s.title, s.get) for s in varying] or [Column[Row]("model", lambda r: r.model)]
     shared = [s.sentence(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
-    return columns, ", ".join(shared) + "." if shared else ""
+    said = [sentence for sentence in shared if sentence]
+    return columns, ", ".join(said) + "." if said else ""
 
 
 def graph_ratios(rows: Sequence[Row]) -> list[str]:
