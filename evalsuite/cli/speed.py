@@ -155,7 +155,8 @@ def speed(
         serving = Serving(
             engine=engine.value, dtype=dtype.value, load_format=load_format.value,
             moe_expert_cache_policy=moe_expert_cache_policy.value, moe_expert_store=moe_expert_store.value,
-            moe_routing=moe_routing.value, max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_utilization,
+            moe_routing=moe_routing.value, max_model_len=max_model_len,
+            gpu_memory_utilization=gpu_memory_utilization,
             additional_config=_json(additional_config), server_url=server_url,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
