@@ -1,11 +1,14 @@
 """A model as vLLM serves it, for the record: what is the same whether the engine runs here or in a server."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evalsuite.core.errors import ModelError, first_line
+from evalsuite.core.errors import ModelError, UsageError, first_line
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
 from evalsuite.data.models import Checkpoint
@@ -53,6 +56,20 @@ def served_facts(
         engaged=engaged,
         warnings=(*((DUMMY_WARNING,) if dummy else ()), *cache_warnings(config, serving), *warnings),
     )
+
+
+def refuse_too_long(prompts: Sequence[NDArray[np.int64]], output_len: int, longest: int | None) -> None:
+    """Refuse requests of more tokens than the engine was set up for; None is no limit.
+
+    Raises:
+        UsageError: prompt and output are longer.
+    """
+    asked = max(map(len, prompts)) + output_len
+    if longest is not None and asked > longest:
+        raise UsageError(
+            f"Prompt and output are {asked:,} tokens, and the engine was set up for {longest:,}.",
+            todo="give a larger --max-model-len, or shorter --input-len and --output-len.",
+        )
 
 
 def geometry(config: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ from evalsuite.engines.vllm_arguments import (
     engine_environment,
     require_vllm,
 )
-from evalsuite.engines.vllm_facts import served_facts
+from evalsuite.engines.vllm_facts import refuse_too_long, served_facts
 from evalsuite.engines.vllm_failures import failure, message_of
 from evalsuite.engines.vllm_log import LogText, kernel_names, load_times
 from evalsuite.telemetry.machine import read_machine
@@ -81,8 +81,8 @@ class VllmGenerator:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        self._check_lengths(prompts, output_len)
         engine = self._llm.llm_engine
+        refuse_too_long(prompts, output_len, engine.vllm_config.model_config.max_model_len)
         params = SamplingParams(
             temperature=0, ignore_eos=True, max_tokens=output_len, detokenize=False,
             output_kind=RequestOutputKind.DELTA,
@@ -186,15 +186,6 @@ class VllmGenerator:
             device_name=first["device_name"] or read_machine().cpu,
             engaged=engaged | engaged_arguments(self._arguments),
         )
-
-    def _check_lengths(self, prompts: Sequence[NDArray[np.int64]], output_len: int) -> None:
-        longest = max(map(len, prompts)) + output_len
-        allowed = self._llm.llm_engine.vllm_config.model_config.max_model_len
-        if longest > allowed:
-            raise UsageError(
-                f"Prompt and output are {longest:,} tokens, and the engine was set up for {allowed:,}.",
-                todo="give a larger --max-model-len, or shorter --input-len and --output-len.",
-            )
 
     @contextmanager
     def _explaining(self, what: str) -> Iterator[None]:

@@ -36,7 +36,7 @@ from evalsuite.engines.vllm_arguments import (
     require_vllm,
 )
 from evalsuite.engines.vllm_client import CompletionsClient
-from evalsuite.engines.vllm_facts import served_facts
+from evalsuite.engines.vllm_facts import refuse_too_long, served_facts
 from evalsuite.engines.vllm_failures import failure, last_lines
 from evalsuite.engines.vllm_log import (
     LogText,
@@ -94,7 +94,7 @@ class ServerGenerator:
             if serving.server_url is None:
                 self._server = self._start(url, serving)
                 self._wait(on_progress)
-            longest = self._client.choose(checkpoint).longest
+            self._longest = self._client.choose(checkpoint).longest
         except BaseException:
             self.close()
             raise
@@ -102,11 +102,12 @@ class ServerGenerator:
             self.load = LoadTimes(total_s=None)
         else:
             self.load = load_times(self._text.read(), time.monotonic() - began)
-        self.facts = self._read_facts(serving, longest)
+        self.facts = self._read_facts(serving)
 
     def generate(
         self, prompts: Sequence[NDArray[np.int64]], output_len: int, on_first_token: Callable[[], None]
     ) -> list[Generated]:
+        refuse_too_long(prompts, output_len, self._longest)  # the server would give fewer tokens
         return self._client.generate(prompts, output_len, on_first_token)
 
     def resize_expert_cache(self, size: int | None) -> None:
@@ -184,7 +185,7 @@ class ServerGenerator:
             return dead
         return failure(f"{what} It said: {heard}", self._text.read(), self._log)
 
-    def _read_facts(self, serving: Serving, longest: int | None) -> ModelFacts:
+    def _read_facts(self, serving: Serving) -> ModelFacts:
         if self._server is None:
             return served_facts(
                 self._checkpoint,
@@ -192,7 +193,7 @@ class ServerGenerator:
                 dtype="unknown",
                 device="server",
                 device_name=f"unknown: {ATTACHED}",
-                engaged={"vllm": self._version(), "server": "attached", "max_model_len": longest},
+                engaged={"vllm": self._version(), "server": "attached", "max_model_len": self._longest},
                 warnings=("measured through a server that was running already: its settings are not known",),
             )
         text = self._text.read()
@@ -203,7 +204,7 @@ class ServerGenerator:
             "server": "started",
             "mode": "eager" if serving.enforce_eager else "compiled" if on_cpu else "graphs",
             "log_kernels": list(kernel_names(text)),
-            "max_model_len": longest,
+            "max_model_len": self._longest,
             "tensor_parallel_size": serving.tensor_parallel_size,
         }
         if not on_cpu:

@@ -77,6 +77,12 @@ class TestStamps:
             "temperature": 0, "stream": True, "return_token_ids": True,
         }  # fmt: skip
 
+    def test_what_is_longer_than_the_server_takes_is_not_sent(self, tmp_path):
+        script = Script(PIECES)
+        with generator(script, tmp_path) as loaded, pytest.raises(UsageError, match="set up for 512"):
+            loaded.generate(prompts(2, 507), 6, nothing)
+        assert script.requests == []
+
     def test_too_few_tokens_are_no_result(self, tmp_path):
         with (
             generator(Script(PIECES), tmp_path) as loaded,
