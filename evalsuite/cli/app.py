@@ -41,6 +41,7 @@ def main() -> None:
         cache_gc,
         compare,
         doctor,
+        footprint,
         ppl,
         quantize,
         run,

@@ -31,24 +31,31 @@ Reading = Callable[[Any], dict[str, float]]
 
 
 def visible_gpus(wanted: Sequence[int], count: int) -> tuple[int, ...]:
-    """NVML indices of the GPUs that an engine will use: those asked for, else the first visible `count`.
+    """NVML indices of the GPUs that an engine will use.
 
-    Empty where there is no driver. What CUDA_VISIBLE_DEVICES names other than by index is left out.
+    Both ways of counting begin at the first device that CUDA_VISIBLE_DEVICES leaves visible; what it names
+    other than by index is left out.
+
+    Args:
+        wanted: indices among the visible GPUs; empty takes the first `count`.
+
+    Returns:
+        Empty where there is no driver and none is asked for.
     """
-    if wanted:
-        return tuple(wanted)
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return ()
+        return tuple(wanted)
     try:
-        present = range(pynvml.nvmlDeviceGetCount())
+        visible = list(range(pynvml.nvmlDeviceGetCount()))
     finally:
         pynvml.nvmlShutdown()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        present = [int(i) for i in listed.split(",") if i.strip().isdigit()]
-    return tuple(present[:count])
+        visible = [int(name) for name in listed.split(",") if name.strip().isdigit()]
+    if not wanted:
+        return tuple(visible[:count])
+    return tuple(visible[gpu] if gpu < len(visible) else gpu for gpu in wanted)
 
 
 class GpuProbe:

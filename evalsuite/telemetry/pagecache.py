@@ -9,7 +9,7 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,9 @@ import numpy as np
 from evalsuite.core.errors import first_line
 
 WINDOW_BYTES = 1 << 30  # mapped at a time: the answer takes a byte a page
+
+
+Places = Sequence[Path] | Callable[[], Sequence[Path]]
 
 
 class Unreadable(Exception):
@@ -75,17 +78,18 @@ class FileProbe:
     """Page cache and disk taken by groups of files: ``page_cache_NAME_bytes`` and ``disk_NAME_bytes``.
 
     Args:
-        groups: name to files and folders; a folder is searched anew at every reading, and need not exist yet.
+        groups: name to files and folders, or a function that gives them. A folder is searched anew at every
+            reading, and need not exist yet.
     """
 
-    def __init__(self, groups: Mapping[str, Sequence[Path]]) -> None:
+    def __init__(self, groups: Mapping[str, Places]) -> None:
         self._groups = groups
         self.reasons: dict[str, str] = {}
 
     def read(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for name, places in self._groups.items():
-            files = list(files_under(places))
+            files = list(files_under(places() if callable(places) else places))
             values[f"disk_{name}_bytes"] = disk_bytes(files)
             column = f"page_cache_{name}_bytes"
             if column in self.reasons:

@@ -29,7 +29,7 @@ NO_PROC = "only Linux tells it"
 
 
 class ProcessTree:
-    """A process and all descendants it ever had: a child that outlives its parent stays a member.
+    """A process and its descendants: a child that outlives its parent stays a member.
 
     Args:
         pid: of the root; or a function that gives it, None while there is none.
@@ -45,7 +45,7 @@ class ProcessTree:
     def alive(self, *, refresh: bool = False) -> list[psutil.Process]:
         """Members that run, searched anew at most once a second unless told to."""
         with self._lock:
-            if refresh or time.monotonic() - self._refreshed >= REFRESH_S:
+            if refresh or not self._members or time.monotonic() - self._refreshed >= REFRESH_S:
                 self._refresh()
             return list(self._members.values())
 
@@ -57,7 +57,7 @@ class ProcessTree:
     def _refresh(self) -> None:
         roots = list(self._members.values())
         root = self._pid()
-        if root is not None and root not in self._members:
+        if root is not None and root not in self._ever:  # a number may come back with another process
             with suppress(psutil.NoSuchProcess):
                 roots.insert(0, psutil.Process(root))
         found: dict[int, psutil.Process] = {}

@@ -1,12 +1,14 @@
 """One clockwork: probes that are read together on a grid of times, and what it cost and missed.
 
 A reading that takes c seconds is not repeated within c / `share`, so that a slow kernel or a large page cache
-lowers the rate instead of taking the machine. Grid times that pass without a sample are missing; they are
-counted, and the longest time between two samples is kept.
+lowers the rate instead of taking the machine; c is the least of the last three, the first reading of all left
+out, so that one that was interrupted slows nothing down. Grid times that pass without a sample are missing;
+they are counted, and the longest time between two samples is kept.
 """
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from evalsuite.telemetry.probes import Probe
@@ -37,7 +39,7 @@ class Sampler:
         self._sink, self._clock = sink, clock
         self._lock = threading.Lock()
         self._last_s: float | None = None
-        self._cost_s = 0.0
+        self._costs_s: deque[float] = deque(maxlen=3)
         self.columns: set[str] = set()
         self.samples, self.missing = 0, 0
         self.longest_gap_s, self.spent_s = 0.0, 0.0
@@ -49,12 +51,13 @@ class Sampler:
             values: dict[str, float] = {}
             for probe in self._probes:
                 values |= probe.read()
-            self._cost_s = self._clock() - began
+            cost_s = self._clock() - began
             if self._last_s is not None:
                 self.longest_gap_s = max(self.longest_gap_s, began - self._last_s)
+                self._costs_s.append(cost_s)
             self._last_s = began
             self.samples += 1
-            self.spent_s += self._cost_s
+            self.spent_s += cost_s
             self.columns |= values.keys()
             self._sink(began, values)
 
@@ -76,12 +79,16 @@ class Sampler:
             due = (due if now >= due else now) + (passed + 1) * self._interval_s
 
     @property
+    def _rest_s(self) -> float:
+        return min(self._costs_s, default=0.0) / self._share
+
+    @property
     def _interval_s(self) -> float:
-        return max(self._period_s, self._cost_s / self._share)
+        return max(self._period_s, self._rest_s)
 
     @property
     def _allowed_s(self) -> float:
-        return -math.inf if self._last_s is None else self._last_s + self._cost_s / self._share
+        return -math.inf if self._last_s is None else self._last_s + self._rest_s
 
     def gaps(self) -> str | None:
         """What is missing, in words; None where nothing worth a word is."""

@@ -5,10 +5,11 @@
         ...
     telemetry = watch.summary()
 
-Two threads of the watching process sample. The fast one reads the process tree and the GPUs `hz` times a
-second and takes at most a tenth of its time for it; the slow one reads what the kernel has to walk through
-memory for (PSS, page cache, disk) once a second, and takes at most a hundredth. What is watched is asked
-nothing and may die at any time: its series end there.
+Three threads of the watching process sample. The first reads the process tree and the GPUs `hz` times a
+second. The others read once a second, and sooner after a phase begins, what the kernel has to walk lists of
+pages for: PSS, which holds a lock of the measured process meanwhile and therefore gets at most a fiftieth of
+the time; and page cache and disk. What is watched is asked nothing and may die at any time: its series end
+there.
 """
 
 import math
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,12 +26,12 @@ from typing import Self
 from evalsuite.core.telemetry import Phase, Series, Telemetry
 from evalsuite.telemetry.disk import DiskProbe
 from evalsuite.telemetry.gpu import GpuProbe
-from evalsuite.telemetry.pagecache import FileProbe
+from evalsuite.telemetry.pagecache import FileProbe, Places
 from evalsuite.telemetry.process import COUNTERS, ProcessProbe, ProcessTree, SharedMemoryProbe
 from evalsuite.telemetry.sampler import Sampler
 from evalsuite.telemetry.samples import PARQUET, Row, SampleFile
 
-FAST_SHARE, SLOW_SHARE = 0.1, 0.01
+FAST_SHARE, PAGES_SHARE, FILES_SHARE = 0.1, 0.02, 0.1
 SLOW_PERIOD_S = 1.0
 OF_THE_TREE = ("rss_bytes", "pss_bytes", "uss_bytes", "shared_bytes", *COUNTERS)
 
@@ -42,7 +44,7 @@ class Watch:
         pid: root of the process tree, or a function that gives it once there is one.
         gpus: NVML indices of the devices that it may use; begin to watch before it does, so that what others
             do there is told apart.
-        files: name to files and folders whose page cache and disk space are followed.
+        files: name to files and folders (`FileProbe` has more) whose page cache and disk space are followed.
         hz: fast samples a second.
         clock: monotonic seconds.
     """
@@ -52,7 +54,7 @@ class Watch:
         out: Path,
         pid: int | Callable[[], int | None],
         gpus: Sequence[int] = (),
-        files: Mapping[str, Sequence[Path]] | None = None,
+        files: Mapping[str, Places] | None = None,
         hz: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,18 +66,27 @@ class Watch:
         self._current: tuple[str, float] | None = None
         self._tallies: dict[str, _Tally] = {}
         self._lock = threading.Lock()
-        self._stop, self._wake = threading.Event(), threading.Event()
+        self._stop = threading.Event()
+        slow_s = max(SLOW_PERIOD_S, 1 / hz)
         fast = (ProcessProbe(self._tree), GpuProbe(gpus, self._tree))
-        slow = (SharedMemoryProbe(self._tree), FileProbe(files or {}), DiskProbe(out))
+        slow = (FileProbe(files or {}), DiskProbe(out))
         self._fast = Sampler(fast, 1 / hz, FAST_SHARE, self._note, clock)
-        self._slow = Sampler(slow, max(SLOW_PERIOD_S, 1 / hz), SLOW_SHARE, self._note, clock)
-        self._threads = ThreadPoolExecutor(2, "watch")
+        self._slow = (
+            Sampler((SharedMemoryProbe(self._tree),), slow_s, PAGES_SHARE, self._note, clock),
+            Sampler(slow, slow_s, FILES_SHARE, self._note, clock),
+        )
+        self._wakes = tuple(threading.Event() for _ in self._slow)
+        self._threads = ThreadPoolExecutor(1 + len(self._slow), "watch")
         self._running: list[Future[None]] = []
 
     @property
     def spent_s(self) -> float:
-        """Seconds that taking samples took, both threads together."""
-        return self._fast.spent_s + self._slow.spent_s
+        """Seconds that taking samples took, all threads together."""
+        return sum(sampler.spent_s for sampler in self._samplers)
+
+    @property
+    def _samplers(self) -> tuple[Sampler, ...]:
+        return (self._fast, *self._slow)
 
     @property
     def samples(self) -> int:
@@ -83,11 +94,14 @@ class Watch:
         return self._fast.samples
 
     def __enter__(self) -> Self:
-        self._fast.take()
-        self._slow.take()
+        for sampler in self._samplers:
+            sampler.take()
         self._running = [
             self._threads.submit(self._fast.run, self._stop.wait),
-            self._threads.submit(self._slow.run, self._wait_or_wake),
+            *(
+                self._threads.submit(sampler.run, partial(self._wait_or_wake, wake))
+                for sampler, wake in zip(self._slow, self._wakes, strict=True)
+            ),
         ]
         return self
 
@@ -98,13 +112,12 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._wake.set()
+        self._wake()
         self._threads.shutdown()
-        self._fast.take()
         self.end_phase()
         self._file.finish()
-        self._fast.close()
-        self._slow.close()
+        for sampler in self._samplers:
+            sampler.close()
         if error is None:
             for thread in self._running:
                 thread.result()
@@ -116,10 +129,11 @@ class Watch:
         with self._lock:
             self._end_phase(now)
             self._current = (name, now)
-        self._wake.set()
+        self._wake()
 
     def end_phase(self) -> None:
-        """The running phase ends, and none begins."""
+        """The running phase ends with a sample, and none begins."""
+        self._fast.take()
         with self._lock:
             self._end_phase(self._clock())
 
@@ -129,10 +143,13 @@ class Watch:
             self._phases.append(Phase(name=name, start_s=start - self._began_s, stop_s=now - self._began_s))
             self._current = None
 
-    def _wait_or_wake(self, seconds: float) -> bool:
-        self._wake.wait(seconds)
-        if not self._stop.is_set():
-            self._wake.clear()
+    def _wake(self) -> None:
+        for wake in self._wakes:
+            wake.set()
+
+    def _wait_or_wake(self, wake: threading.Event, seconds: float) -> bool:
+        wake.wait(seconds)
+        wake.clear()
         return self._stop.is_set()
 
     def _note(self, now: float, values: dict[str, float]) -> None:
@@ -144,8 +161,10 @@ class Watch:
 
     def summary(self) -> Telemetry:
         """Peaks, phases and series so far."""
-        reasons = self._fast.reasons | self._slow.reasons
-        gaps = {name: gap for s in (self._fast, self._slow) if (gap := s.gaps()) for name in s.columns}
+        reasons: dict[str, str] = {}
+        for sampler in self._samplers:
+            reasons |= sampler.reasons
+        gaps = {name: gap for s in self._samplers if (gap := s.gaps()) for name in s.columns}
         with self._lock:
             tallies, phases = dict(self._tallies), tuple(self._phases)
         series = tuple(

@@ -1,0 +1,140 @@
+"""`hlwq-eval footprint`: VRAM, RAM and disk through load, idle, prefill and decode."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evalsuite.cli.app import app
+from evalsuite.cli.ppl import DEMO, Dtype, default_corpus
+from evalsuite.cli.show import Screen
+from evalsuite.core.errors import UsageError
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    vllm = "vllm"
+    server = "server"
+
+
+class LoadFormat(StrEnum):
+    auto = "auto"
+    dummy = "dummy"
+
+
+class Policy(StrEnum):
+    lru = "lru"
+    lfu = "lfu"
+    fifo = "fifo"
+    slru = "slru"
+    lfru = "lfru"
+
+
+class ExpertStore(StrEnum):
+    pinned = "pinned"
+    disk = "disk"
+
+
+@app.command()
+def footprint(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Hub id, local folder, GGUF file, smollm2, or demo (the built-in model)."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="auto picks what is installed and fits.")] = Engine.auto,
+    input_len: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens that are generated.")] = 128,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts that are sent at once.")] = 1,
+    idle: Annotated[float, typer.Option(min=0, help="Seconds at rest after loading.")] = 2.0,
+    moe_expert_cache_size: Annotated[
+        int | None, typer.Option(min=1, help="Experts of each layer on the device; else all.")
+    ] = None,
+    moe_expert_cache_policy: Annotated[Policy, typer.Option(help="Which experts stay.")] = Policy.lru,
+    moe_expert_store: Annotated[
+        ExpertStore, typer.Option(help="Where the other experts are.")
+    ] = ExpertStore.pinned,
+    dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
+    load_format: Annotated[
+        LoadFormat, typer.Option(help="dummy: random weights in the geometry of config.json.")
+    ] = LoadFormat.auto,
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="No CUDA graphs, no compilation.")
+    ] = False,
+    gpus: Annotated[str | None, typer.Option(help="Indices of the GPUs to use, such as 0,1.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Context that is reserved for.")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of VRAM that vLLM fills.")
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Text of the prompts: wikitext-2, builtin, or a file; builtin for demo."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder, file or hub id, if not the model's.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds for loading, and again for the request.")
+    ] = 1800.0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """VRAM, RAM and disk of MODEL through load, idle, prefill and decode, sampled from outside.
+
+    With no MODEL, the built-in model is watched: no GPU, no network.
+    """
+    from evalsuite.cli.footprint_run import watch_model
+    from evalsuite.core.spec import FootprintSpec, Serving, Workload
+
+    chosen = gpu_indices(gpus)
+    if chosen and len(chosen) != tensor_parallel_size:
+        raise UsageError(
+            f"--gpus names {len(chosen)} GPUs and --tensor-parallel-size is {tensor_parallel_size}.",
+            todo="name as many GPUs as share the model.",
+        )
+    spec = FootprintSpec(
+        model=model or DEMO,
+        serving=Serving(
+            engine=engine.value,
+            dtype=dtype.value,
+            gpus=chosen,
+            tensor_parallel_size=tensor_parallel_size,
+            load_format=load_format.value,
+            enforce_eager=enforce_eager,
+            moe_expert_cache_size=moe_expert_cache_size,
+            moe_expert_cache_policy=moe_expert_cache_policy.value,
+            moe_expert_store=moe_expert_store.value,
+            max_model_len=max_model_len,
+            gpu_memory_utilization=gpu_memory_utilization,
+            trust_remote_code=trust_remote_code,
+        ),
+        workload=Workload(
+            corpus=corpus or default_corpus(model, None),
+            tokenizer=tokenizer,
+            input_len=input_len,
+            output_len=output_len,
+            concurrency=concurrency,
+            repeats=1,
+            warmups=0,
+            timeout_s=timeout,
+        ),
+        idle_s=idle,
+    )
+    watch_model(Screen(as_json), spec, results)
+
+
+def gpu_indices(text: str | None) -> tuple[int, ...]:
+    """``0,1`` as numbers; empty where nothing is given."""
+    if text is None:
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    if not all(name.isascii() and name.isdigit() for name in names) or len(set(names)) < len(names):
+        raise UsageError(
+            f"--gpus {text} is no list of different GPU indices.", todo="give them as in --gpus 0,1."
+        )
+    return tuple(map(int, names))

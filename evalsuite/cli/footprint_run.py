@@ -1,0 +1,67 @@
+"""What `footprint` does once its flags are a spec: the run, its tables and its pictures."""
+
+from pathlib import Path
+from typing import Any
+
+from evalsuite.cli.show import Screen
+from evalsuite.core.record import Record
+from evalsuite.core.spec import FootprintSpec
+from evalsuite.core.speed import FootprintResult
+from evalsuite.data.corpora import load_corpus
+from evalsuite.report.footprint import absences, memory_table, phase_table, vram_numbers
+from evalsuite.report.footprint_plots import over_time, vram_bars
+from evalsuite.run.footprint import run_footprint
+from evalsuite.run.subject import check_cache_sizes, prepare
+from evalsuite.store.runs import RunStore
+from evalsuite.telemetry.phases import PhaseFootprint, by_phase
+from evalsuite.telemetry.samples import load_samples
+
+HOW_TO_RUN_ANOTHER = "This is the built-in model. For a model of your own: hlwq-eval footprint MODEL"
+
+
+def watch_model(screen: Screen, spec: FootprintSpec, results: Path) -> None:
+    """Run and show.
+
+    Raises:
+        EvalError: the engine's own, after what it took until then has been shown.
+    """
+    subject = prepare(spec.model, spec.serving, spec.workload, load_corpus(spec.workload.corpus))
+    for note in check_cache_sizes(subject.checkpoint, [spec.serving.moe_expert_cache_size]):
+        screen.warn(note)
+    finished = run_footprint(spec, subject, RunStore(results), lambda name: screen.note(f"{name} …"))
+    record = finished.record
+    for warning in record.warnings:
+        screen.warn(warning)
+    phases = show(screen, finished.path, record)
+    if spec.model == "demo":
+        screen.note(HOW_TO_RUN_ANOTHER)
+    document: dict[str, Any] = {"path": str(finished.path), **record.model_dump(mode="json")}
+    screen.document(document | {"phases": [phase.as_dict() for phase in phases]})
+    if finished.error is not None:
+        raise finished.error
+
+
+def show(screen: Screen, folder: Path, record: Record) -> list[PhaseFootprint]:
+    """Tables and pictures of a finished run, from its files alone; the phases that they show."""
+    assert record.telemetry is not None
+    samples = load_samples(folder)
+    phases = by_phase(samples, record.telemetry.phases)
+    screen.table(phase_table(record, phases))
+    screen.table(memory_table(record))
+    screen.note(f"record: {folder}")
+    result = record.results if isinstance(record.results, FootprintResult) else None
+    name = record.model.name if record.model else str(record.spec["model"])
+    where = f"{record.model.computed} ({record.model.device_name})" if record.model else record.status
+    pictures = [
+        over_time(
+            samples, record.telemetry, f"{name}: memory and disk over time",
+            " ".join((f"{where}. GB = 10⁹ bytes.", *absences(record.telemetry))), folder / "footprint",
+        ),
+        vram_bars(
+            vram_numbers(record), result.checkpoint_bytes or None if result else None,
+            f"{name}: four numbers that are called VRAM", f"{where}.", folder / "vram",
+        ),
+    ]  # fmt: skip
+    for paths in pictures:
+        screen.note(f"picture: {paths[0]} (and {paths[1].suffix[1:]})")
+    return phases
