@@ -7,8 +7,9 @@ from typing import Any
 from evalsuite.cli.show import Screen
 from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.errors import MeasurementError
+from evalsuite.core.record import Machine
 from evalsuite.core.spec import Serving, SpeedSpec, Workload
-from evalsuite.core.sweep import Axes, cells, label
+from evalsuite.core.sweep import Axes, cells, label, reference_cells
 from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
@@ -25,11 +26,11 @@ from evalsuite.report.speed import (
 )
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 from evalsuite.report.tables import Table
-from evalsuite.run.forecast import forecast, refuse_impossible
+from evalsuite.run.forecast import fits, forecast, refuse_impossible
 from evalsuite.run.perplexity import Finished
 from evalsuite.run.rows import rows_of_other_devices, speed_rows
 from evalsuite.run.speed import Plan, run_sweep
-from evalsuite.run.subject import check_cache_sizes, prepare
+from evalsuite.run.subject import Subject, check_cache_sizes, prepare
 from evalsuite.store.runs import ResumeMode, RunStore
 from evalsuite.telemetry.machine import read_machine
 
@@ -73,6 +74,7 @@ def measure(
     chosen, store = cells(axes, serving, workload), RunStore(results)
     machine = read_machine()
     refuse_impossible(chosen, subjects, machine)
+    chosen += _reference(screen, axes, serving, workload, subjects, machine)
     if dry_run:
         bandwidths: dict[int | None, Bandwidth] = {}
 
@@ -95,6 +97,25 @@ def measure(
             f"{failed} of {len(finished)} cells came to nothing.",
             todo="read the table of them above; the same command tries them again.",
         )
+
+
+def _reference(
+    screen: Screen,
+    axes: Axes,
+    serving: Serving,
+    workload: Workload,
+    subjects: dict[str, Subject],
+    machine: Machine,
+) -> list[SpeedSpec]:
+    """Uncached cells, for the tokens of the cached ones; none where the whole model does not fit."""
+    added = reference_cells(axes, serving, workload)
+    if not added:
+        return []
+    if not all(fits(cell, subjects[cell.model], machine) is not False for cell in added):
+        screen.warn("tokens are compared with no uncached run: without a cache the model does not fit here")
+        return []
+    screen.note("an uncached run is added, whose tokens those of the cached ones are held against")
+    return added
 
 
 class LiveSweep:

@@ -64,6 +64,21 @@ def cells(axes: Axes, serving: Serving, workload: Workload) -> list[SpeedSpec]:
     ]  # fmt: skip
 
 
+def reference_cells(axes: Axes, serving: Serving, workload: Workload) -> list[SpeedSpec]:
+    """Uncached cells that the tokens of cached ones can be held against, where the axes have none.
+
+    One for each concurrency, in eager mode if that is among the modes, on the first GPUs.
+    """
+    if None in axes.cache_sizes:
+        return []
+    size = axes.tensor_parallel_sizes[0]
+    changes = {
+        "models": axes.models[:1], "cache_sizes": (None,), "gpus": axes.gpus[:size],
+        "modes": ("eager",) if "eager" in axes.modes else axes.modes[:1], "tensor_parallel_sizes": (size,),
+    }  # fmt: skip
+    return cells(axes.model_copy(update=changes), serving, workload)
+
+
 def gpu_sets(gpus: Sequence[int], size: int) -> list[tuple[int, ...]]:
     """The GPUs cut into sets of `size`; one empty set where the engine chooses.
 

@@ -67,7 +67,7 @@ class Setting:
 
 
 def _cache_sentence(size: str) -> str:
-    return "every expert on the device" if size == "all" else f"a cache of {size} experts a layer"
+    return "no expert cache" if size == "all" else f"a cache of {size} experts a layer"
 
 
 def _routing_sentence(routing: str) -> str:

@@ -1,6 +1,7 @@
 """A sweep before it runs: what is refused at once, and what each cell will take."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.errors import EvalError, UsageError
@@ -47,30 +48,46 @@ def forecast(
 
 
 def _predict(
-    cell: SpeedSpec, subject: Subject, machine: Machine, bandwidth_of: Callable[[int | None], Bandwidth]
+    cell: SpeedSpec,
+    subject: Subject,
+    machine: Machine,
+    bandwidth_of: Callable[[int | None], Bandwidth] | None,
 ) -> Forecast:
     serving, workload = cell.serving, cell.workload
     name, _ = choose_engine(serving, subject.checkpoint)
     gpu = serving.gpus[0] if serving.gpus else None
     try:
         geometry = predict_geometry(subject.checkpoint, serving)
-        bandwidth = bandwidth_of(gpu)
     except EvalError as error:
         return Forecast(cell, name, absent=error.what)
     devices, size = serving.tensor_parallel_size, serving.moe_expert_cache_size
-    step = geometry.step_bytes(workload.concurrency, workload.input_len + workload.output_len / 2)
-    least_s = step / devices / bandwidth.copy_bytes_per_s
-    copied_s = _copied_bytes(geometry, workload.concurrency) / devices / _transfer(bandwidth)
-    return Forecast(
+    requests = geometry.request_bytes(workload.concurrency, workload.input_len + workload.output_len)
+    found = Forecast(
         cell,
         name,
         weights_bytes=geometry.device_bytes(size) // devices,
-        request_bytes=geometry.request_bytes(workload.concurrency, workload.input_len + workload.output_len)
-        // devices,
+        request_bytes=requests // devices,
         device_bytes=machine.ram_bytes if gpu is None else machine.gpus[gpu].memory_bytes,
+    )
+    if bandwidth_of is None:
+        return found
+    try:
+        bandwidth = bandwidth_of(gpu)
+    except EvalError as error:
+        return replace(found, absent=error.what)
+    step = geometry.step_bytes(workload.concurrency, workload.input_len + workload.output_len / 2)
+    least_s = step / devices / bandwidth.copy_bytes_per_s
+    copied_s = _copied_bytes(geometry, workload.concurrency) / devices / _transfer(bandwidth)
+    return replace(
+        found,
         tokens_per_s=1 / least_s,
         all_misses_tokens_per_s=None if size is None else 1 / (least_s + copied_s),
     )
+
+
+def fits(cell: SpeedSpec, subject: Subject, machine: Machine) -> bool | None:
+    """Whether a cell's weights and requests are less than its device has; None where that is not known."""
+    return _predict(cell, subject, machine, None).fits
 
 
 def _copied_bytes(geometry: Geometry, sequences: int) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from evalsuite.core.errors import UsageError
 from evalsuite.core.spec import Serving, Workload, spec_hash
-from evalsuite.core.sweep import Axes, cells, groups, label
+from evalsuite.core.sweep import Axes, cells, groups, label, reference_cells
 
 WORKLOAD = Workload(corpus="builtin")
 
@@ -26,6 +26,21 @@ def test_a_baseline_has_no_expert_cache():
     found = span(models=("int4", "bf16"), cache_sizes=(8, 64))
     sizes = [(cell.model, cell.serving.moe_expert_cache_size) for cell in found]
     assert sizes == [("int4", 8), ("int4", 64), ("bf16", None)]
+
+
+def test_cached_cells_get_an_uncached_one_to_be_held_against():
+    axes = Axes(
+        models=("int4", "bf16"),
+        cache_sizes=(8,),
+        modes=("graphs", "eager"),
+        gpus=(0, 1),
+        concurrencies=(1, 8),
+    )
+    found = reference_cells(axes, Serving(), WORKLOAD)
+    assert [label(cell) for cell in found] == [
+        "int4, eager, GPU 0, concurrency 1", "int4, eager, GPU 0, concurrency 8",
+    ]  # fmt: skip
+    assert reference_cells(axes.model_copy(update={"cache_sizes": (8, None)}), Serving(), WORKLOAD) == []
 
 
 def test_tensor_parallel_cells_take_neighbouring_gpus():
