@@ -5,6 +5,7 @@ One process for all engines; OUT-FILE is JSON. Nothing is asserted here.
 
 import gc
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -84,7 +85,9 @@ def use_policy(llm: LLM, policy: str) -> None:
 def facts(worker: Any) -> dict[str, Any]:
     """What the layers of an engine are made of."""
     layers = [
-        m for m in worker.model_runner.get_model().modules() if hasattr(m, "quant_method") and hasattr(m, "top_k")
+        m
+        for m in worker.model_runner.get_model().modules()
+        if hasattr(m, "quant_method") and hasattr(m, "top_k")
     ]
     return {
         "worker": type(worker.worker if hasattr(worker, "worker") else worker).__name__,
@@ -116,6 +119,20 @@ def run(folder: Path) -> dict[str, Any]:
             | {"after_reset": cached.collective_rpc("expert_cache_counters")[0]}
         )
     stop(cached)
+    return result
+
+
+def on_disk(folder: Path, experts: Path) -> dict[str, Any]:
+    """The same with the experts in a file: written the first time, found the second."""
+    with patch.dict(os.environ, {"HLWQ_EVAL_CACHE": str(experts)}):
+        llm = start(folder, moe_expert_cache_size=TOP_K, moe_expert_store="disk")
+    (method, *_) = of_worker(llm, methods)
+    result = {
+        "answers": answers(llm, ONE_AT_A_TIME),
+        "counters": llm.collective_rpc("expert_cache_counters")[0],
+        "written": method.cache.store.written,
+    }
+    stop(llm)
     return result
 
 
@@ -190,6 +207,7 @@ def main(out: Path) -> None:
         cpu_int4.install()
         for kind, folder in folders.items():
             result[kind] = run(folder)
+            result[kind]["disk"] = [on_disk(folder, Path(scratch) / "experts") for _ in range(2)]
         result["refusals"] = refusals(folders["bf16"], dense_config(Path(scratch) / "dense"))
     out.write_text(json.dumps(result))
 

@@ -135,7 +135,7 @@ def _power_of_two(count: int) -> int:
 
 
 def _as_words(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1).view(torch.int32)
+    return tensor.view(len(tensor), -1).view(torch.int32)
 
 
 def _mapped(tensor: Tensor, device: torch.device) -> Tensor:
