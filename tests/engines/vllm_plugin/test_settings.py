@@ -12,6 +12,7 @@ from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin import PROVIDES_CACHE, register
 from evalsuite.engines.vllm_plugin.arguments import add_flags, move_flags
 from evalsuite.engines.vllm_plugin.settings import POLICY_NAMES, STORE_NAMES, CacheSettings, runs_on_device
+from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for, with_all_experts
 from evalsuite.engines.vllm_plugin.versions import ADAPTERS, find_adapter
 from evalsuite.experts.policy import POLICIES
 
@@ -112,3 +113,13 @@ def test_the_plugin_loads_nothing_and_may_be_registered_twice():
     assert run.stdout.strip() == "[]"
     assert PROVIDES_CACHE
     register()
+
+
+def test_tiles_are_those_of_the_whole_layer():
+    seen = []
+    choose = with_all_experts(lambda *arguments: seen.append(arguments))
+    choose((4, 8, 16), (4, 16, 4), 2)
+    with tiles_for(256):
+        choose((4, 8, 16), (4, 16, 4), 2)
+    choose((4, 8, 16), (4, 16, 4), 2)
+    assert seen == [((4, 8, 16), (4, 16, 4), 2), ((256, 8, 16), (256, 16, 4), 2), ((4, 8, 16), (4, 16, 4), 2)]
