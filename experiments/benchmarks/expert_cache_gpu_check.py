@@ -1,7 +1,7 @@
 """Is the expert cache right on this GPU? Tiny random models, with the cache against without, in two minutes.
 
     python experiments/benchmarks/expert_cache_gpu_check.py --out FILE.json [--kinds int4,bf16] \\
-        [--modes eager,graphs] [--policies lru,lfru] [--sizes 1,4,8,16,31]
+        [--modes eager,graphs] [--policies lru,lfru] [--sizes 1,4,8,16,31] [--stores pinned,disk]
 
 Runs anywhere that vLLM runs, installed or beside the repository on PYTHONPATH; everything is in one process
 (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that a call registers the plugin. For INT4 (Marlin) and BF16 experts,
@@ -154,7 +154,9 @@ def compare(
     return row
 
 
-def check(kind: str, mode: str, folder: Path, policies: list[str], sizes: list[int]) -> list[dict[str, Any]]:
+def check(
+    kind: str, mode: str, folder: Path, policies: list[str], sizes: list[int], stores: list[str]
+) -> list[dict[str, Any]]:
     graphs = mode == "graphs"
     llm = start(folder, graphs)
     alone, together = answers(llm, together=False), answers(llm, together=True)
@@ -166,15 +168,17 @@ def check(kind: str, mode: str, folder: Path, policies: list[str], sizes: list[i
     ]
     eager_counts: dict[tuple[str, int], Any] = {}
     alone_counts: dict[tuple[str, int], Any] = {}
-    for policy in policies:
-        llm = start(folder, False, cache_size=sizes[0], cache_policy=policy)
+    for policy, store in ((p, s) for s in stores for p in (policies if s == "pinned" else policies[:1])):
+        if graphs and store != "pinned":  # graphs need pinned memory
+            continue
+        llm = start(folder, False, cache_size=sizes[0], cache_policy=policy, store=store)
         for size in sizes:
             llm.collective_rpc("resize_expert_cache", args=(size,))
             traces = record(llm)
             mine = answers(llm, together=False)
             alone_counts[policy, size] = counted(llm)
             mine_together = answers(llm, together=True)
-            row = {"kind": kind, "mode": "eager", "policy": policy, "size": size}
+            row = {"kind": kind, "mode": "eager", "policy": policy, "store": store, "size": size}
             eager_counts[policy, size] = counted(llm)
             row["counters_right"] = eager_counts[policy, size] == counted_by_rule(traces, size, policy)
             row["hit_rate"] = sum(c[1] for c in eager_counts[policy, size]) / sum(
@@ -214,6 +218,7 @@ def main() -> None:
     parser.add_argument("--modes", default="eager,graphs")
     parser.add_argument("--policies", default="lru,lfru")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--stores", default="pinned,disk")
     parser.add_argument("--tolerance-nats", type=float, default=0.02, help="of steps that fit")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -226,13 +231,16 @@ def main() -> None:
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["HLWQ_EVAL_CACHE"] = str(Path(scratch) / "experts")
         for kind in arguments.kinds.split(","):
             folder = write_tiny_moe(
                 Path(scratch) / kind, int4=kind == "int4", experts=EXPERTS, top_k=TOP_K, hidden=256,
                 intermediate=128, layers=3, vocabulary=VOCABULARY, group=128,
             )  # fmt: skip
             for mode in arguments.modes.split(","):
-                found = check(kind, mode, folder, arguments.policies.split(","), sizes)
+                found = check(
+                    kind, mode, folder, arguments.policies.split(","), sizes, arguments.stores.split(",")
+                )
                 for row in found:
                     row["faulty"] = faulty(row, arguments.tolerance_nats)
                     print(json.dumps(row), flush=True)

@@ -1,8 +1,8 @@
 """Decode speed of stock vLLM with the expert cache, beside the bound of the bytes that must be copied.
 
     python experiments/benchmarks/expert_cache_vllm.py --out FILE.json \\
-        [--geometry experiments/geometry/qwen3.5-35b-a3b-int4] [--sizes all,8,64,128] [--modes graphs,eager] \\
-        [--routing uniform_random,zipf:1.0,model] [--policies lru] [--stores pinned]
+        [--geometry experiments/geometry/qwen3.5-35b-a3b-int4] [--sizes all,8,64,128] \\
+        [--modes graphs,eager] [--routing uniform_random,zipf:1.0,model] [--policies lru] [--stores pinned]
 
 One GPU, batch 1, random weights in the geometry of a config.json. With t0 the time of a decoded token with
 every expert on the device and CUDA graphs (the cell `all graphs`), m the measured misses a token, and B the
@@ -110,7 +110,8 @@ def run_cell(cell: dict[str, Any], arguments: argparse.Namespace) -> dict[str, A
         }  # fmt: skip
     began = time.perf_counter()
     llm = LLM(
-        model=str(arguments.geometry), load_format="dummy", skip_tokenizer_init=True, language_model_only=True,
+        model=str(arguments.geometry), load_format="dummy", skip_tokenizer_init=True,
+        language_model_only=True,
         max_model_len=2048, max_num_seqs=4, max_num_batched_tokens=2048, enable_prefix_caching=False, seed=0,
         enforce_eager=cell["mode"] == "eager", additional_config=additional,
         gpu_memory_utilization=arguments.gpu_memory_utilization,

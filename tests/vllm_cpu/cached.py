@@ -5,6 +5,7 @@ One process for all engines; OUT-FILE is JSON. Nothing is asserted here.
 
 import gc
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -121,6 +122,20 @@ def run(folder: Path) -> dict[str, Any]:
     return result
 
 
+def on_disk(folder: Path, experts: Path) -> dict[str, Any]:
+    """The same with the experts in a file: written the first time, found the second."""
+    with patch.dict(os.environ, {"HLWQ_EVAL_CACHE": str(experts)}):
+        llm = start(folder, moe_expert_cache_size=TOP_K, moe_expert_store="disk")
+    (method, *_) = of_worker(llm, methods)
+    result = {
+        "answers": answers(llm, ONE_AT_A_TIME),
+        "counters": llm.collective_rpc("expert_cache_counters")[0],
+        "written": method.cache.store.written,
+    }
+    stop(llm)
+    return result
+
+
 def refusals(folder: Path, dense: Path) -> dict[str, str]:
     """What is said to each request that cannot be carried out, and the worker of one that can."""
 
@@ -192,6 +207,7 @@ def main(out: Path) -> None:
         cpu_int4.install()
         for kind, folder in folders.items():
             result[kind] = run(folder)
+            result[kind]["disk"] = [on_disk(folder, Path(scratch) / "experts") for _ in range(2)]
         result["refusals"] = refusals(folders["bf16"], dense_config(Path(scratch) / "dense"))
     out.write_text(json.dumps(result))
 

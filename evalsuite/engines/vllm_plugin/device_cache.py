@@ -109,7 +109,7 @@ class DeviceCache:
             index, is_first=index == 0, is_alone=groups == 1, slot_count=self.size, expert_count=self.experts,
             SLOTS=width, EXPERTS=_power_of_two(self.experts), IDS=32 if ids.numel() <= 32 else 128,
             policy=kernels.POLICY_CODES[self.policy_name],
-            num_warps=16 if width > 128 else 8 if width > 32 else 4,
+            num_warps=32 if width > 128 else 16 if width > 32 else 8,
             enable_fp_fusion=False,  # the policy's float32 sums, to the bit
         )  # fmt: skip
         fetch[(self._programs,)](
@@ -135,7 +135,7 @@ def _power_of_two(count: int) -> int:
 
 
 def _as_words(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1).view(torch.int32)
+    return tensor.view(len(tensor), -1).view(torch.int32)
 
 
 def _mapped(tensor: Tensor, device: torch.device) -> Tensor:

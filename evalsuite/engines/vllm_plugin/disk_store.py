@@ -117,6 +117,11 @@ class DiskExperts:
         self.experts = file.header.experts
         self.expert_bytes = sum(field.bytes for field in file.layout.fields)
 
+    @property
+    def written(self) -> bool:
+        """Whether this process wrote the file; else it was there."""
+        return self._file.written
+
     def fetch(self, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
         self._file.fetch(self._row, loads, slots)
 

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
+from evalsuite.engines.vllm_plugin import triton_tiles
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 from evalsuite.engines.vllm_plugin.layers import install
 from evalsuite.engines.vllm_plugin.worker import CacheReports
 
 install()
+triton_tiles.install()
 
 
 class CachedGPUWorker(CacheReports, Worker):

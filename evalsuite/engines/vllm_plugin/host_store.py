@@ -41,6 +41,7 @@ class HostExperts:
         if pin:
             for tensor in self.parts.values():
                 _lock_pages(tensor)
+                weakref.finalize(self, _cudart().cudaHostUnregister, tensor.data_ptr())
 
     def fetch(self, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
         """Copy experts into slots; on a GPU, on its current stream and without waiting.
@@ -68,14 +69,16 @@ def check_room(wanted_bytes: int, what: str) -> None:
         )
 
 
+def _cudart() -> Any:
+    return torch.cuda.cudart()
+
+
 def _lock_pages(tensor: Tensor) -> None:
     """Pin exactly this tensor: torch's own pinned memory is rounded up to powers of two."""
-    cudart: Any = torch.cuda.cudart()
-    code = cudart.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
+    code = _cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
     if int(code) != 0:
         raise OutOfMemory(
             f"{si_bytes(tensor.nbytes)} of host memory cannot be pinned (CUDA error {int(code)}).",
             cause="locked memory may be limited here: see ulimit -l.",
             todo="raise the limit, or use --moe-expert-store disk.",
         )
-    weakref.finalize(tensor.untyped_storage(), cudart.cudaHostUnregister, tensor.data_ptr())

@@ -21,6 +21,7 @@ from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile, op
 from evalsuite.engines.vllm_plugin.host_cache import HostCache
 from evalsuite.engines.vllm_plugin.host_store import HostExperts, check_room
 from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
+from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for
 from evalsuite.engines.vllm_plugin.versions import find_adapter
 
 if TYPE_CHECKING:
@@ -207,20 +208,21 @@ class CachedExperts:
         shared_experts: Any,
         shared_experts_input: Tensor | None,
     ) -> Tensor:
-        return self.moe_kernel.apply(
-            hidden_states=x,
-            w1=layer.w13_weight,
-            w2=layer.w2_weight,
-            topk_weights=topk_weights,
-            topk_ids=topk_ids,
-            activation=layer.activation,
-            # of the layer, not of the slots: vLLM picks block sizes by it
-            global_num_experts=layer.global_num_experts,
-            expert_map=expert_map,
-            apply_router_weight_on_input=layer.apply_router_weight_on_input,
-            shared_experts=shared_experts,
-            shared_experts_input=shared_experts_input,
-        )
+        with tiles_for(layer.global_num_experts):
+            return self.moe_kernel.apply(
+                hidden_states=x,
+                w1=layer.w13_weight,
+                w2=layer.w2_weight,
+                topk_weights=topk_weights,
+                topk_ids=topk_ids,
+                activation=layer.activation,
+                # of the layer, not of the slots: vLLM picks block sizes by it
+                global_num_experts=layer.global_num_experts,
+                expert_map=expert_map,
+                apply_router_weight_on_input=layer.apply_router_weight_on_input,
+                shared_experts=shared_experts,
+                shared_experts_input=shared_experts_input,
+            )
 
 
 def _make_cache(

@@ -3,8 +3,8 @@
 The counters are in the worker and the endpoint is in the API server's process, so the worker leaves them in
 a small file about once a second, and a Prometheus collector reads it when it is asked. The file's name
 travels in the environment that vLLM's processes inherit, and the file is removed when the server ends. A
-server with several API processes (``--api-server-count``) collects through Prometheus' own files and does
-not show them.
+server with several API processes (``--api-server-count``) collects through Prometheus' own files and does not
+show them.
 """
 
 import atexit

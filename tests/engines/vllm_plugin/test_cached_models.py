@@ -99,6 +99,16 @@ def test_counters_are_those_of_the_policy_on_the_same_routing(found, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_file_serves_as_memory_does_and_is_written_once(found, kind):
+    (in_memory,) = (r for r in found[kind]["cached"] if (r["policy"], r["size"]) == ("lru", TOP_K))
+    written, reused = found[kind]["disk"]
+    assert (written["written"], reused["written"]) == (True, False)
+    assert written["answers"] == reused["answers"] == answers_of(in_memory, ONE_AT_A_TIME)
+    assert written["counters"] == reused["counters"]
+    assert written["counters"]["store"] == "disk"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_warm_up_counts_for_nothing(found, kind):
     layers = found[kind]["fresh_counters"]["layers"]
     assert [layer["layer"] for layer in layers] == [0, 1]

@@ -1,13 +1,13 @@
 """`vllm serve` with an expert cache: flags, streams to 16 clients at once, metrics, and a clean end."""
 
 import concurrent.futures
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vllm_cpu.tiny_moe import write_tiny_moe
 
 from tests.engines.vllm_plugin.test_cached_models import ENVIRONMENT, MISSING
 
-CLIENTS = 16
+CLIENTS, TOKENS = 16, 16
 START_S = 300
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
@@ -57,8 +57,8 @@ def test_sixteen_clients_and_a_clean_end(tmp_path, demo_folder):
         server.send_signal(signal.SIGTERM)
         code = server.wait(60)
     assert code in (0, -signal.SIGTERM), (tmp_path / "log").read_text()[-3000:]
-    assert all(len(pieces) >= 8 for pieces in answers)  # streamed, not all at once
-    assert all(answers[i] == answers[i % 4] for i in range(CLIENTS))
+    assert all(len(pieces) > TOKENS // 2 for pieces in answers)  # streamed, not all at once
+    assert all(sum(map(len, pieces)) == TOKENS for pieces in answers)
     hits = [line for line in metrics.splitlines() if line.startswith("hlwq_expert_cache_hits_total{")]
     assert len(hits) == 2
     assert all(float(line.split()[-1]) > 0 for line in hits)
@@ -88,9 +88,9 @@ def wait_until_ready(url, server, log):
 
 
 def stream(url, model, seed):
-    """The pieces of one streamed completion."""
+    """The token ids of each piece of one streamed completion."""
     body = {
-        "model": str(model), "prompt": [(11 * i + seed) % 256 for i in range(12)], "max_tokens": 16,
+        "model": str(model), "prompt": [(11 * i + seed) % 256 for i in range(12)], "max_tokens": TOKENS,
         "temperature": 0, "ignore_eos": True, "stream": True, "return_token_ids": True,
     }  # fmt: skip
     pieces = []
@@ -98,16 +98,5 @@ def stream(url, model, seed):
         assert response.status_code == 200
         for line in response.iter_lines():
             if line.startswith("data: {"):
-                pieces.append(line.split('"token_ids":')[-1].split("]")[0])
-    return pieces
-
-
-def test_the_temporary_folder_is_the_one_that_is_checked(tmp_path):
-    code = "import tempfile; print(tempfile.gettempdir())"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.stdout.strip() == str(tmp_path) != tempfile.gettempdir()
+                pieces += [choice["token_ids"] for choice in json.loads(line[6:])["choices"]]
+    return [piece for piece in pieces if piece]
