@@ -11,6 +11,7 @@ and its kernels take longer than their launches, so that neither earns the minut
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,7 +103,7 @@ class VllmScorer:
         self._set_num_threads = torch.set_num_threads  # vLLM on the CPU replaces it
         self._llm: Any = None
         try:
-            with _vllm_failures(f"Loading {checkpoint.name}"), _quiet():
+            with _vllm_failures(f"Loading {checkpoint.name}"), _quiet(), _unseen("llvmlite.binding.ffi"):
                 from vllm import LLM
 
                 vllm_plugin.register()
@@ -238,6 +239,19 @@ def _swap_environment(values: Mapping[str, str | None]) -> dict[str, str | None]
         else:
             os.environ[name] = value
     return before
+
+
+@contextmanager
+def _unseen(module: str) -> Iterator[None]:
+    """Hide a module: vLLM 0.32 on the CPU looks at every object of every module that is loaded, and falls
+    over numba's handle of LLVM, which has any attribute that it is asked for.
+    """
+    hidden = sys.modules.pop(module, None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            sys.modules[module] = hidden
 
 
 @contextmanager

@@ -29,16 +29,10 @@ def finished(folder):
     )
 
 
-def engines(folder):
-    """Worker processes of this sweep: their scripts lie in its folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "evalsuite.engines.worker" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
+def engines(driver):
+    """Engine processes of a sweep that runs."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [child for child in children if "evalsuite.engines.worker" in child.cmdline()]
 
 
 def wait_until(condition, driver, limit_s=60):
@@ -51,19 +45,15 @@ def wait_until(condition, driver, limit_s=60):
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_it_goes_on_at_the_first_unfinished_cell(tmp_path, sign):
-    before = set(engines(tmp_path))
     with start(tmp_path) as driver:
         wait_until(lambda: finished(tmp_path), driver)
-        started = set(engines(tmp_path)) - before
+        started = engines(driver)
         assert len(started) == 1
         # a terminal sends Ctrl-C to the whole foreground group, to which the engine does not belong
         (os.killpg if sign == signal.SIGINT else os.kill)(driver.pid, sign)
         out, err = driver.communicate(timeout=30)
     assert driver.returncode == -sign if sign == signal.SIGKILL else "KeyboardInterrupt" in err, (out, err)
-    end = time.monotonic() + 20
-    while started & set(engines(tmp_path)):
-        assert time.monotonic() < end, "an engine was left behind"
-        time.sleep(0.02)
+    assert not psutil.wait_procs(started, timeout=20)[1], "an engine was left behind"
     kept = finished(tmp_path)
     records = {path: (path / "run.json").read_bytes() for path in kept}
     assert 1 <= len(kept) < 3

@@ -26,7 +26,7 @@ def watch(bench, **serving):
 
 
 def test_four_phases_and_everything_beside_the_record(bench):
-    bench.play(load_s=0.4, first_token_s=0.1, token_s=0.05)
+    bench.play(load_s=0.4, first_token_s=0.1, token_s=0.06)
     found, heard = watch(bench)
     assert heard == ["load", "idle", "prefill", "decode"]
     record = load_record(found.path)

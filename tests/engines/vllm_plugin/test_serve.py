@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import sys
 import time
 from pathlib import Path
@@ -28,8 +29,7 @@ def test_sixteen_clients_and_a_clean_end(tmp_path, demo_folder):
     model = write_tiny_moe(tmp_path / "model", int4=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo_folder / name, model / name)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = Path(tempfile.mkdtemp(prefix="serve-"))  # its sockets' names have room for 107 characters
     port = free_port()
     command = [
         str(Path(sys.executable).with_name("vllm")), "serve", str(model), "--port", str(port), "--dtype", "bfloat16",
