@@ -34,7 +34,7 @@ def read_facts(
         device_name = read_machine().cpu
         all_engaged["cpu_threads"] = torch.get_num_threads()
     head = loaded.model.get_output_embeddings()
-    files = checkpoint.weight_files()
+    files = [] if loaded.random else checkpoint.weight_files()
     return ModelFacts(
         name=checkpoint.name,
         architecture=type(loaded.model).__name__,

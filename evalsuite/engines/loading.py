@@ -48,6 +48,7 @@ class Loaded:
 
     Attributes:
         cache: holds the experts that `model` is without.
+        random: nothing was read but the configuration.
         parameters: of the whole checkpoint.
     """
 
@@ -56,6 +57,7 @@ class Loaded:
     engaged: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     cache: ExpertCache | None = None
+    random: bool = False
 
     @property
     def parameters(self) -> int:
@@ -175,7 +177,12 @@ def load_model(
             loaded.model.eval()
             if caching is not None:
                 loaded = add_cache(loaded, checkpoint, device, dtype, caching, apart=apart, dummy=dummy)
-            loaded.model.to(device)
+            try:
+                loaded.model.to(device)
+            except BaseException:
+                if loaded.cache is not None:
+                    loaded.cache.close()
+                raise
     return loaded
 
 
@@ -264,7 +271,10 @@ def _random_model(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Load
         model = CAUSAL_MODELS.from_config(config, dtype=options["dtype"])
     nothing: dict[str, Any] = {"mismatched_keys": [], "missing_keys": [], "unexpected_keys": []}
     warning = "random weights in the geometry of config.json: speed and memory only"
-    return Loaded(model, "nothing (random weights)", {"load_format": "dummy"}, (warning,)), nothing
+    loaded = Loaded(
+        model, "nothing (random weights)", {"load_format": "dummy"}, warnings=(warning,), random=True
+    )
+    return loaded, nothing
 
 
 def _load_without_experts(checkpoint: Checkpoint, options: dict[str, Any]) -> tuple[Loaded, Any]:

@@ -36,6 +36,7 @@ class LayerCache:
         self.policy: Policy | None = None
         self._store, self._device, self._stream = store, device, stream
         self._slots = torch.empty(0)
+        self._places: Sequence[Tensor] = ()
         self.tensors: dict[str, Tensor] = {}
         self.reset_counters()
 
@@ -47,15 +48,16 @@ class LayerCache:
         self._slots = torch.zeros(
             slots, self._store.layout.record_bytes, dtype=torch.uint8, device=self._device
         )
+        self._places = self._slots.unbind()
         self.tensors = self._store.layout.views(self._slots)
         if size is None:
             with self._copying():
-                self._store.fill(self.layer, [(expert, expert) for expert in range(slots)], self._slots)
+                self._store.fill(self.layer, [(expert, expert) for expert in range(slots)], self._places)
         self.reset_counters()
 
     def release(self) -> None:
         """Give the slots' memory back."""
-        self.tensors, self._slots, self.policy = {}, torch.empty(0), None
+        self.tensors, self._slots, self._places, self.policy = {}, torch.empty(0), (), None
 
     @property
     def bytes(self) -> int:
@@ -90,7 +92,7 @@ class LayerCache:
         assert self.policy is not None
         try:
             with self._copying():
-                self._store.fill(self.layer, loads, self._slots)
+                self._store.fill(self.layer, loads, self._places)
         except BaseException:  # the policy believes that they have arrived
             self.policy = make_policy(self.policy.name, self.policy.slots, self.policy.experts)
             raise

@@ -77,12 +77,12 @@ class ExpertStore(ABC):
         self.layout, self.layers, self.experts = layout, layers, experts
 
     @abstractmethod
-    def fill(self, layer: int, loads: Sequence[tuple[int, int]], slots: Tensor) -> None:
+    def fill(self, layer: int, loads: Sequence[tuple[int, int]], slots: Sequence[Tensor]) -> None:
         """Copy experts into slots; on a GPU, queue the copies on the current stream.
 
         Args:
             loads: (expert, slot) of each copy.
-            slots: uint8 [slots, record_bytes].
+            slots: a tensor each, uint8 [record_bytes].
 
         Raises:
             StorageError: they cannot be read.
@@ -116,14 +116,15 @@ class PinnedStore(ExpertStore):
         # torch's own pinned allocator rounds up to powers of two
         memory = mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._records: Tensor | None = torch.frombuffer(memory, dtype=torch.uint8).view(shape)
-        self._row = {layer: self._records[i] for i, layer in enumerate(source.layers)}
-        for layer, records in self._row.items():
-            source.read_layer(layer, records)
+        # a tensor an expert, since making one takes as long as queueing its copy
+        self._row = {layer: self._records[i].unbind() for i, layer in enumerate(source.layers)}
+        for i, layer in enumerate(source.layers):
+            source.read_layer(layer, self._records[i])
         self._locked = device.type == "cuda"
         if self._locked:
             _page_lock(self._records)
 
-    def fill(self, layer: int, loads: Sequence[tuple[int, int]], slots: Tensor) -> None:
+    def fill(self, layer: int, loads: Sequence[tuple[int, int]], slots: Sequence[Tensor]) -> None:
         records = self._row[layer]
         for expert, slot in loads:
             slots[slot].copy_(records[expert], non_blocking=True)
@@ -198,7 +199,7 @@ class DiskStore(ExpertStore):
     def _read(self, offset: int, out: memoryview) -> None:
         read_records(self._file.descriptor, offset, out, self._file.path)
 
-    def fill(self, layer: int, loads: Sequence[tuple[int, int]], slots: Tensor) -> None:
+    def fill(self, layer: int, loads: Sequence[tuple[int, int]], slots: Sequence[Tensor]) -> None:
         row, header = self._row[layer], self._file.header
         self._staging.copy([(header.offset(row, expert), slots[slot]) for expert, slot in loads])
 
