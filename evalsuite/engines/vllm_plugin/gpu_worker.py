@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
-from evalsuite.engines.vllm_plugin import triton_tiles
+from evalsuite.engines.vllm_plugin import marlin_order, triton_tiles
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 from evalsuite.engines.vllm_plugin.layers import install
 from evalsuite.engines.vllm_plugin.metrics import Publisher
@@ -13,6 +13,7 @@ from evalsuite.engines.vllm_plugin.worker import CacheReports
 
 install()
 triton_tiles.install()
+marlin_order.install()
 
 
 class CachedGPUWorker(CacheReports, Worker):
