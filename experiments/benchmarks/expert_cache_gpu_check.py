@@ -6,8 +6,7 @@
 Runs anywhere that vLLM runs, installed or beside the repository on PYTHONPATH; everything is in one process
 (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that a call registers the plugin. For INT4 (Marlin) and BF16 experts,
 eager and with CUDA graphs, at every cache size: greedy tokens and prompt log-probabilities against no cache,
-counters against `evalsuite.experts.policy` over the routed experts of the same run (eager; graphs must count
-the same), several policies, and every eager size by resizing one engine. Exit code 1 if anything differs.
+X
 
 A step that fits computes what it would without a cache, so its differences should be 0; a step that needs
 several groups adds bfloat16 sums in another order, and where two experts of these random routers are almost
@@ -41,7 +40,8 @@ from evalsuite.engines.vllm_plugin.layers import CachedExperts  # noqa: E402
 from evalsuite.experts.policy import make_policy  # noqa: E402
 
 EXPERTS, TOP_K, VOCABULARY = 32, 4, 512
-SIZES = (1, TOP_K, 8, 16, EXPERTS - 1)
+SIZES = [1, TOP_K, 8, 16, EXPERTS - 1]
+GRAPHS = [("lru", TOP_K), ("lfru", 8), ("lru", 16)]  # an engine each
 PROMPTS = [[(7 * i + 3 * j * j) % VOCABULARY for i in range(n)] for j, n in enumerate((1, 2, 5, 24, 90))]
 
 
@@ -52,6 +52,7 @@ def start(folder: Path, graphs: bool, **cache: Any) -> LLM:
         max_num_batched_tokens=256, enforce_eager=not graphs, enable_prefix_caching=False, seed=0,
         additional_config={f"moe_expert_{name}": value for name, value in cache.items()},
         **({"gpu_memory_utilization": 0.25} if on_gpu else {}),
+        **({"compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8]}} if graphs else {}),
     )  # fmt: skip
 
 
@@ -154,54 +155,55 @@ def compare(
     return row
 
 
-def check(
-    kind: str, mode: str, folder: Path, policies: list[str], sizes: list[int], stores: list[str]
-) -> list[dict[str, Any]]:
-    graphs = mode == "graphs"
-    llm = start(folder, graphs)
-    alone, together = answers(llm, together=False), answers(llm, together=True)
-    again = answers(llm, together=False)
-    stop(llm)
-    rows = [
-        compare({"kind": kind, "mode": mode, "what": "no cache, again"}, again, alone),
-        compare({"kind": kind, "mode": mode, "what": "no cache, together"}, together, alone),
-    ]
-    eager_counts: dict[tuple[str, int], Any] = {}
+def check(kind: str, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row of one kind of experts."""
+    rows: list[dict[str, Any]] = []
     alone_counts: dict[tuple[str, int], Any] = {}
-    for policy, store in ((p, s) for s in stores for p in (policies if s == "pinned" else policies[:1])):
-        if graphs and store != "pinned":  # graphs need pinned memory
-            continue
-        llm = start(folder, False, cache_size=sizes[0], cache_policy=policy, store=store)
-        for size in sizes:
-            llm.collective_rpc("resize_expert_cache", args=(size,))
-            traces = record(llm)
-            mine = answers(llm, together=False)
-            alone_counts[policy, size] = counted(llm)
-            mine_together = answers(llm, together=True)
-            row = {"kind": kind, "mode": "eager", "policy": policy, "store": store, "size": size}
-            eager_counts[policy, size] = counted(llm)
-            row["counters_right"] = eager_counts[policy, size] == counted_by_rule(traces, size, policy)
-            row["hit_rate"] = sum(c[1] for c in eager_counts[policy, size]) / sum(
-                c[1] + c[2] for c in eager_counts[policy, size]
-            )
-            if mode == "eager":
-                rows.append(compare(row | {"what": "alone"}, mine, alone, size))
-                rows.append(compare(row | {"what": "together"}, mine_together, together))
-            for method in methods(llm):
-                del method.apply
-        stop(llm)
-    if graphs:
-        for policy in policies:
-            for size in sizes:
-                llm = start(folder, True, cache_size=size, cache_policy=policy)
-                row = {"kind": kind, "mode": mode, "policy": policy, "size": size}
-                mine = answers(llm, together=False)
-                row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
-                mine_together = answers(llm, together=True)
-                rows.append(compare(row | {"what": "alone"}, mine, alone, size))
-                rows.append(compare(row | {"what": "together"}, mine_together, together))
+    if "eager" in arguments.modes:
+        alone, together = baseline(kind, "eager", folder, rows)
+        for store in arguments.stores:
+            for policy in arguments.policies if store == "pinned" else arguments.policies[:1]:
+                llm = start(folder, False, cache_size=arguments.sizes[0], cache_policy=policy, store=store)
+                for size in arguments.sizes:
+                    llm.collective_rpc("resize_expert_cache", args=(size,))
+                    row = {"kind": kind, "mode": "eager", "policy": policy, "store": store, "size": size}
+                    traces = record(llm)
+                    mine = answers(llm, together=False)
+                    alone_counts[policy, size] = counted(llm)
+                    mine_together = answers(llm, together=True)
+                    counts = counted(llm)
+                    row["counters_right"] = counts == counted_by_rule(traces, size, policy)
+                    row["hit_rate"] = sum(c[1] for c in counts) / sum(c[1] + c[2] for c in counts)
+                    rows.append(compare(row | {"what": "alone"}, mine, alone, size))
+                    rows.append(compare(row | {"what": "together"}, mine_together, together))
+                    for method in methods(llm):
+                        del method.apply
                 stop(llm)
+    if "graphs" in arguments.modes:
+        alone, together = baseline(kind, "graphs", folder, rows)
+        for policy, size in GRAPHS:
+            if policy not in arguments.policies or size not in arguments.sizes:
+                continue
+            llm = start(folder, True, cache_size=size, cache_policy=policy)
+            row = {"kind": kind, "mode": "graphs", "policy": policy, "size": size}
+            mine = answers(llm, together=False)
+            if (policy, size) in alone_counts:
+                row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
+            rows.append(compare(row | {"what": "alone"}, mine, alone, size))
+            rows.append(compare(row | {"what": "together"}, answers(llm, together=True), together))
+            stop(llm)
     return rows
+
+
+def baseline(kind: str, mode: str, folder: Path, rows: list[dict[str, Any]]) -> tuple[Answers, Answers]:
+    """Answers without a cache, one prompt at a time and all at once; two rows on how far those agree."""
+    llm = start(folder, mode == "graphs")
+    alone, together = answers(llm, together=False), answers(llm, together=True)
+    row = {"kind": kind, "mode": mode}
+    rows.append(compare(row | {"what": "no cache, again"}, answers(llm, together=False), alone))
+    rows.append(compare(row | {"what": "no cache, together"}, together, alone))
+    stop(llm)
+    return alone, together
 
 
 def faulty(row: dict[str, Any], tolerance_nats: float) -> bool:
@@ -210,19 +212,22 @@ def faulty(row: dict[str, Any], tolerance_nats: float) -> bool:
     return wrong_counts or differs or row["mean_nats"] > 0.2
 
 
+def names(text: str) -> list[str]:
+    return text.split(",")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kinds", default="int4,bf16")
-    parser.add_argument("--modes", default="eager,graphs")
-    parser.add_argument("--policies", default="lru,lfru")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--stores", default="pinned,disk")
+    parser.add_argument("--kinds", type=names, default=["int4", "bf16"])
+    parser.add_argument("--modes", type=names, default=["eager", "graphs"])
+    parser.add_argument("--policies", type=names, default=["lru", "lfru"])
+    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=SIZES)
+    parser.add_argument("--stores", type=names, default=["pinned", "disk"])
     parser.add_argument("--tolerance-nats", type=float, default=0.02, help="of steps that fit")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    sizes = [int(s) for s in arguments.sizes.split(",")]
     register()
     if not torch.cuda.is_available():  # vLLM by itself has no INT4 experts there
         from evalsuite.engines.vllm_plugin import cpu_int4
@@ -232,19 +237,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HLWQ_EVAL_CACHE"] = str(Path(scratch) / "experts")
-        for kind in arguments.kinds.split(","):
+        for kind in arguments.kinds:
             folder = write_tiny_moe(
                 Path(scratch) / kind, int4=kind == "int4", experts=EXPERTS, top_k=TOP_K, hidden=256,
                 intermediate=128, layers=3, vocabulary=VOCABULARY, group=128,
             )  # fmt: skip
-            for mode in arguments.modes.split(","):
-                found = check(
-                    kind, mode, folder, arguments.policies.split(","), sizes, arguments.stores.split(",")
-                )
-                for row in found:
-                    row["faulty"] = faulty(row, arguments.tolerance_nats)
-                    print(json.dumps(row), flush=True)
-                rows += found
+            found = check(kind, folder, arguments)
+            for row in found:
+                row["faulty"] = faulty(row, arguments.tolerance_nats)
+                print(json.dumps(row), flush=True)
+            rows += found
     result = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "seconds": time.perf_counter() - began,

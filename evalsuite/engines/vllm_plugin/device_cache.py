@@ -95,7 +95,7 @@ class DeviceCache:
         slots = torch.empty_like(ids)
         for index in range(groups):
             self._launch(ids, slots, index, groups)
-            yield Group(self._expert_map, slots if groups == 1 else None)
+            yield Group(self._slot_of, slots) if groups == 1 else Group(self._expert_map, None)
 
     def _launch(self, ids: Tensor, slots: Tensor, index: int, groups: int) -> None:
         width = _power_of_two(self.size)
@@ -128,6 +128,12 @@ class DeviceCache:
             overflow_steps=overflows,
             bytes_moved=misses * self.store.expert_bytes,
         )
+
+
+def relabel(expert_ids: Tensor, slot_of: Tensor) -> None:
+    """Put slots in the place of experts, int32 [blocks], in place."""
+    kernel: Any = kernels.relabel
+    kernel[(1,)](expert_ids, len(expert_ids), slot_of, expert_count=len(slot_of), BLOCK=256)
 
 
 def _power_of_two(count: int) -> int:

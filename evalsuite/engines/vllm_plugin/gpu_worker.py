@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu_worker import Worker
 
-from evalsuite.engines.vllm_plugin import triton_tiles
+from evalsuite.engines.vllm_plugin import marlin_order, triton_tiles
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 from evalsuite.engines.vllm_plugin.layers import install
+from evalsuite.engines.vllm_plugin.metrics import Publisher
 from evalsuite.engines.vllm_plugin.worker import CacheReports
 
 install()
 triton_tiles.install()
+marlin_order.install()
 
 
 class CachedGPUWorker(CacheReports, Worker):
@@ -36,14 +38,14 @@ class CachedGPUWorker(CacheReports, Worker):
             self._on_device[0].token_limit.fill_(scheduler_output.total_num_scheduled_tokens)
         return super().execute_model(scheduler_output)
 
-    def _publish(self) -> None:
+    def _publish(self, publisher: Publisher) -> None:
         """Without waiting for the device: what is left is a copy that was begun a period before."""
         if not self._on_device:
-            super()._publish()
+            super()._publish(publisher)
             return
         if self._copied is not None and self._copied.query():
             rows = zip(self._on_device, self._counts_copy, strict=True)
-            self._publisher.leave(self._counters(tuple(cache.counters(row) for cache, row in rows)))
+            publisher.leave(self._counters(tuple(cache.counters(row) for cache, row in rows)))
             self._copied = None
         if self._copied is None:
             self._counts_copy.copy_(self._counts, non_blocking=True)

@@ -22,7 +22,8 @@ class Group:
     """Experts of a step that are in slots now.
 
     Attributes:
-        slot_of: the slot of each of the layer's experts, -1 outside the group, int32 [experts].
+        slot_of: the slot of each of the layer's experts, int32 [experts]; -1 for those without one and, where
+            the step has more groups, for those outside this one.
         slots: the slot of each routed expert, int [tokens, top_k]; None where the step has more groups.
     """
 

@@ -207,3 +207,13 @@ def fetch(
             else:
                 inside = at < row_words[part]
                 tl.store(target, tl.load(source, mask=inside), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def relabel(expert_ids, count, slot_of, expert_count: tl.constexpr, BLOCK: tl.constexpr):
+    """Put slots in the place of experts, in place; what names no expert, or one without a slot, becomes 0."""
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        expert = tl.load(expert_ids + at, mask=at < count, other=-1)
+        slot = tl.load(slot_of + expert, mask=(expert >= 0) & (expert < expert_count), other=0)
+        tl.store(expert_ids + at, tl.maximum(slot, 0), mask=at < count)

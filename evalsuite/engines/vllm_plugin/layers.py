@@ -20,6 +20,7 @@ from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile, open_file
 from evalsuite.engines.vllm_plugin.host_cache import HostCache
 from evalsuite.engines.vllm_plugin.host_store import HostExperts, check_room
+from evalsuite.engines.vllm_plugin.marlin_order import ordered_by_expert
 from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
 from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for
 from evalsuite.engines.vllm_plugin.versions import find_adapter
@@ -173,7 +174,8 @@ class CachedExperts:
         for group in self.cache.serve(topk_ids):
             shared = (shared_experts, shared_experts_input) if total is None else (None, None)
             if group.slots is not None:  # the whole step
-                return self._compute(layer, x, topk_weights, group.slots, None, *shared)
+                with ordered_by_expert(topk_ids, group.slot_of):
+                    return self._compute(layer, x, topk_weights, group.slots, None, *shared)
             if total is None:
                 total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
             if x.device.type == "cpu":

@@ -6,6 +6,7 @@ other ones, or none, so that a cached step would add in another order than one w
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 _experts: list[int] = []
@@ -34,8 +35,9 @@ def with_all_experts(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 def install() -> None:
     """Let vLLM's Triton experts ask through `with_all_experts`; once in a process."""
-    from vllm.model_executor.layers.fused_moe.experts import triton_moe
+    from vllm.model_executor.layers.fused_moe import experts
 
+    triton_moe: Any = import_module(f"{experts.__name__}.triton_moe")
     choose: Any = triton_moe.try_get_optimal_moe_config
     if choose.__module__ != __name__:
         triton_moe.try_get_optimal_moe_config = with_all_experts(choose)

@@ -18,7 +18,7 @@ class CacheReports:
 
     vllm_config: Any
     model_runner: Any
-    _publisher: Publisher
+    _publisher: Publisher | None = None
 
     def expert_cache_counters(self) -> dict[str, Any]:
         """`CacheCounters` of this worker's layers since the last reset, as JSON."""
@@ -54,12 +54,12 @@ class CacheReports:
 
     def execute_model(self, scheduler_output: Any) -> Any:
         output = super().execute_model(scheduler_output)  # pyright: ignore[reportAttributeAccessIssue]
-        if self._publisher.due():
-            self._publish()
+        if self._publisher is not None and self._publisher.due():
+            self._publish(self._publisher)
         return output
 
-    def _publish(self) -> None:
-        self._publisher.leave(self._counters())
+    def _publish(self, publisher: Publisher) -> None:
+        publisher.leave(self._counters())
 
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()  # pyright: ignore[reportAttributeAccessIssue]
@@ -67,7 +67,7 @@ class CacheReports:
         return times
 
     def shutdown(self) -> None:
-        if getattr(self, "model_runner", None) is not None:
+        if self._publisher is not None:  # the model was loaded
             logger.info("%s", summary(self._counters()))
         super().shutdown()  # pyright: ignore[reportAttributeAccessIssue]
 

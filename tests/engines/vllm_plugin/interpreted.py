@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
+from evalsuite.engines.vllm_plugin.device_cache import DeviceCache, relabel
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
 from evalsuite.experts.policy import POLICIES, make_policy
 
@@ -81,6 +81,14 @@ def check(policy, size, trace):
     assert cache._slot_of.tolist() == [-1] * EXPERTS
 
 
+def check_relabelling():
+    slot_of = torch.tensor([2, -1, 0, 1], dtype=torch.int32)
+    blocks = torch.tensor([3, 0, 1, 2, -1, 4, 2**30, 3] * 50, dtype=torch.int32)
+    relabel(blocks, slot_of)
+    assert blocks.tolist() == [1, 2, 0, 0, 0, 0, 0, 1] * 50
+
+
 if __name__ == "__main__":
     check()
+    check_relabelling()
     print("the kernels follow the rules")

@@ -1,4 +1,4 @@
-"""The cache's settings on the way from a flag to a worker, and the versions that are known; no vLLM needed."""
+"""The cache's settings on their way, known versions, and what vLLM's kernels are asked for; no vLLM needed."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin import PROVIDES_CACHE, register
 from evalsuite.engines.vllm_plugin.arguments import add_flags, move_flags
+from evalsuite.engines.vllm_plugin.marlin_order import by_expert, ordered_by_expert
 from evalsuite.engines.vllm_plugin.settings import POLICY_NAMES, STORE_NAMES, CacheSettings, runs_on_device
 from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for, with_all_experts
 from evalsuite.engines.vllm_plugin.versions import ADAPTERS, find_adapter
@@ -123,3 +124,26 @@ def test_tiles_are_those_of_the_whole_layer():
         choose((4, 8, 16), (4, 16, 4), 2)
     choose((4, 8, 16), (4, 16, 4), 2)
     assert seen == [((4, 8, 16), (4, 16, 4), 2), ((256, 8, 16), (256, 16, 4), 2), ((4, 8, 16), (4, 16, 4), 2)]
+
+
+def test_marlin_sorts_by_expert_and_reads_slots():
+    calls = []
+
+    def align(ids, block, experts, expert_map=None, **options):
+        calls.append((ids, block, experts, expert_map, options))
+        return "sorted", [7, 9], "padded"
+
+    def relabel(expert_ids, slot_of):
+        expert_ids[:] = [slot_of[e] for e in expert_ids]
+
+    aligned = by_expert(align, relabel)
+    assert aligned("slots", 8, 16, None, ignore_invalid_experts=True) == ("sorted", [7, 9], "padded")
+    with ordered_by_expert("experts", {7: 1, 9: 0}):
+        assert aligned("slots", 8, 16, None, ignore_invalid_experts=True) == ("sorted", [1, 0], "padded")
+        assert aligned("slots", 8, 16, "map", ignore_invalid_experts=True) == ("sorted", [7, 9], "padded")
+    options = {"ignore_invalid_experts": True}
+    assert calls == [
+        ("slots", 8, 16, None, options),
+        ("experts", 8, 16, None, options),
+        ("slots", 8, 16, "map", options),
+    ]
