@@ -100,6 +100,8 @@ def speed(
         Routing, typer.Option(help="uniform_random draws the experts, for dummy weights.")
     ] = Routing.model,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.01, max=1.0, help="As vLLM has it.")
     ] = None,
@@ -155,7 +157,8 @@ def speed(
         serving = Serving(
             engine=engine.value, dtype=dtype.value, load_format=load_format.value,
             moe_expert_cache_policy=moe_expert_cache_policy.value, moe_expert_store=moe_expert_store.value,
-            moe_routing=moe_routing.value, max_model_len=max_model_len,
+            moe_routing=moe_routing.value, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
             additional_config=_json(additional_config), server_url=server_url,
             trust_remote_code=trust_remote_code,

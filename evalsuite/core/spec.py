@@ -35,7 +35,8 @@ class Serving(Value):
         moe_expert_cache_policy, moe_expert_store: which experts stay, and where the others are.
         moe_routing: ``uniform_random`` draws each token's experts instead of asking the router, for dummy
             weights, whose routers often send every token to the same experts; what comes out is no text.
-        max_model_len, gpu_memory_utilization: None leaves them to the engine.
+        max_model_len, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization: None leaves them to the
+            engine.
         additional_config: handed to vLLM as it is.
         server_url: measure a server that runs already, instead of starting one.
     """
@@ -51,6 +52,8 @@ class Serving(Value):
     moe_expert_store: CacheStore = "pinned"
     moe_routing: Routing = "model"
     max_model_len: PositiveInt | None = None
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     additional_config: dict[str, Any] = Field(default={})
     server_url: str | None = None

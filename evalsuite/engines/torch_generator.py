@@ -225,6 +225,12 @@ def _refuse_foreign_settings(serving: Serving) -> None:
         (len(serving.gpus) > 1, "more than one GPU", "give one index to --gpus, or --engine vllm."),
         (serving.server_url is not None, "--server-url", "give --engine server."),
         (bool(serving.additional_config), "--additional-config", "leave it out, or give --engine vllm."),
+        (serving.max_num_seqs is not None, "--max-num-seqs", "leave it out, or give --engine vllm."),
+        (
+            serving.max_num_batched_tokens is not None,
+            "--max-num-batched-tokens",
+            "leave it out, or give --engine vllm.",
+        ),
         (
             serving.gpu_memory_utilization is not None,
             "--gpu-memory-utilization",

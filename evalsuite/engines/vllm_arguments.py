@@ -123,10 +123,9 @@ def engine_arguments(checkpoint: Checkpoint, serving: Serving) -> dict[str, Any]
     }
     if serving.load_format != "auto":
         arguments["load_format"] = serving.load_format
-    if serving.max_model_len is not None:
-        arguments["max_model_len"] = serving.max_model_len
-    if serving.gpu_memory_utilization is not None:
-        arguments["gpu_memory_utilization"] = serving.gpu_memory_utilization
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"):
+        if (value := getattr(serving, name)) is not None:
+            arguments[name] = value
     if is_multimodal(config) or not checkpoint.weights:
         arguments |= _text_only(fields)
     cache_flags, cache_config = _expert_cache(checkpoint.name, config, serving, fields)

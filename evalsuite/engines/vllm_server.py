@@ -298,7 +298,7 @@ def _refuse_settings(serving: Serving) -> None:
     unset = Serving()
     for name in (
         "dtype", "tensor_parallel_size", "enforce_eager", "moe_expert_cache_size", "max_model_len",
-        "gpu_memory_utilization", "additional_config",
+        "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "additional_config",
     ):  # fmt: skip
         if getattr(serving, name) != getattr(unset, name):
             raise UsageError(

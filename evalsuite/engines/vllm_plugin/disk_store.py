@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from evalsuite.data.models import Checkpoint, find_checkpoint
-from evalsuite.experts.files import Header, OpenFile, cache_folder, open_or_write, read_records
-from evalsuite.experts.layout import Field, RecordLayout
-from evalsuite.experts.store import Staging, memory_of
+from evalsuite.experts.files import Header, OpenFile, cache_folder, open_or_write
+from evalsuite.experts.layout import Field, RecordLayout, memory_of
+from evalsuite.experts.staging import Staging
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 SCRATCH = 8  # records on the device between the file and the slots
@@ -89,10 +89,7 @@ class ExpertFile:
         opened = self._file
         self.written = opened.written
 
-        def read(offset: int, out: memoryview) -> None:
-            read_records(opened.descriptor, offset, out, opened.path)
-
-        self._staging = Staging(self.device, self.layout.record_bytes, read)
+        self._staging = Staging(self.device, self.layout.record_bytes, opened.descriptor, opened.path)
         self._scratch = torch.empty(SCRATCH, self.layout.record_bytes, dtype=torch.uint8, device=self.device)
         self._views = self.layout.views(self._scratch)
 
