@@ -76,9 +76,3 @@ def layout_of(parts: Mapping[str, Tensor]) -> RecordLayout:
 
 def canonical(layout: RecordLayout) -> str:
     return json.dumps(layout.describe(), separators=(",", ":"))
-
-
-def memory_of(records: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU."""
-    array: Any = records.numpy()
-    return memoryview(array).cast("B")

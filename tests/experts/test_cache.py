@@ -140,7 +140,7 @@ def test_after_a_failed_copy_nothing_counts_as_loaded(tmp_path, monkeypatch):
         raise StorageError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr("evalsuite.experts.staging.Staging._read", fail)
+        patched.setattr("evalsuite.experts.store.read_records", fail)
         with pytest.raises(StorageError):
             list(cache.layers[1].serve([4, 5]))
     for step in ([4, 5], [0, 1]):

@@ -47,9 +47,10 @@ def test_more_copies_than_staging_buffers(tmp_path):
 
 
 def test_an_expert_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("evalsuite.experts.staging.PIECE", 100)
+    monkeypatch.setattr("evalsuite.experts.store.SMALLEST_PIECE", 100)
     source = MadeUp()
     store = disk(source, tmp_path)
+    store._staging._threads = 4
     assert torch.equal(filled(store, 1, [2]), source.records[1][[2]])
     store.close()
 

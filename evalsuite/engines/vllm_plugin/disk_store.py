@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from evalsuite.data.models import Checkpoint, find_checkpoint
-from evalsuite.experts.files import Header, OpenFile, cache_folder, open_or_write
-from evalsuite.experts.layout import Field, RecordLayout, memory_of
-from evalsuite.experts.staging import Staging
+from evalsuite.experts.files import Header, OpenFile, cache_folder, open_or_write, read_records
+from evalsuite.experts.layout import Field, RecordLayout
+from evalsuite.experts.store import Staging, memory_of
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 SCRATCH = 8  # records on the device between the file and the slots
@@ -89,7 +89,10 @@ class ExpertFile:
         opened = self._file
         self.written = opened.written
 
-        self._staging = Staging(self.device, self.layout.record_bytes, opened.descriptor, opened.path)
+        def read(offset: int, out: memoryview) -> None:
+            read_records(opened.descriptor, offset, out, opened.path)
+
+        self._staging = Staging(self.device, self.layout.record_bytes, read)
         self._scratch = torch.empty(SCRATCH, self.layout.record_bytes, dtype=torch.uint8, device=self.device)
         self._views = self.layout.views(self._scratch)
 
