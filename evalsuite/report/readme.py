@@ -9,9 +9,10 @@ from pathlib import Path
 
 from evalsuite.core.record import PerplexityResult, Record
 from evalsuite.report.perplexity import runs_table
+from evalsuite.report.speed import Row, speed_table
 from evalsuite.store.runs import RunStore, load_record
 
-MARKED = re.compile(r"(<!-- table: perplexity of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- table: (perplexity|speed) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
 CARD_WINDOWS = 1155
 
 
@@ -33,11 +34,29 @@ def whole_runs(results: Path, models: list[str]) -> list[Record]:
     return list(newest.values())
 
 
+def speed_cells(results: Path, models: list[str]) -> list[Row]:
+    """Finished cells of these models' sweeps; of several of one spec on one kind of device, the newest."""
+    newest: dict[tuple[str, str], Row] = {}
+    for model in models:
+        for path in RunStore(results).finished("speed", model):
+            row = Row(load_record(path))
+            if row.record.status == "ok":
+                newest.setdefault((row.record.spec_hash, row.device), row)
+    return sorted(newest.values(), key=lambda r: (r.model, r.device, r.mode, r.result.concurrency))
+
+
 def render(text: str, results: Path) -> str:
     """The README with its tables renewed."""
-    return MARKED.sub(
-        lambda m: f"{m[1]}{runs_table(whole_runs(results, m[2].split(', '))).to_markdown()}\n{m[3]}", text
-    )
+
+    def renewed(mark: re.Match[str]) -> str:
+        models = mark[3].split(", ")
+        if mark[2] == "perplexity":
+            table = runs_table(whole_runs(results, models)).to_markdown()
+        else:
+            table = speed_table(speed_cells(results, models)).to_markdown()
+        return f"{mark[1]}{table}\n{mark[4]}"
+
+    return MARKED.sub(renewed, text)
 
 
 def main() -> None:
