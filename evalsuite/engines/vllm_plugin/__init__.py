@@ -12,9 +12,6 @@ Without the setting nothing of vLLM is changed but three functions that look for
 
 PROVIDES_CACHE: bool = True
 
-# whether a cache size given to vLLM is honoured
-PROVIDES_CACHE: bool = False
-
 
 def register() -> None:
     """Called by vLLM in each of its processes; may be called more than once."""

@@ -8,6 +8,7 @@ show them.
 """
 
 import atexit
+import logging
 import os
 import tempfile
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.core.cache import CacheCounters
+
+logger = logging.getLogger("vllm.hlwq_expert_cache")
 
 VARIABLE = "HLWQ_EXPERT_CACHE_COUNTERS"
 PERIOD_S = 1.0
@@ -31,10 +34,28 @@ def publish() -> None:
     handle, name = tempfile.mkstemp(prefix="hlwq-expert-cache-", suffix=".json")
     os.close(handle)
     os.environ[VARIABLE] = name
-    atexit.register(Path(name).unlink, missing_ok=True)
+    atexit.register(_end, Path(name))
     collector: Any = Collector(Path(name))
     _registered.append(collector)
     REGISTRY.register(collector)
+
+
+def _end(path: Path) -> None:
+    """One line for the log, from what the workers left last: vLLM may kill them before they can write one."""
+    text = path.read_text() if path.exists() else ""
+    if text:
+        logger.info("%s", summary(CacheCounters.model_validate_json(text)))
+    path.unlink(missing_ok=True)
+
+
+def summary(counters: CacheCounters) -> str:
+    """One line for the log."""
+    rate = "no step yet" if counters.hit_rate is None else f"hit rate {counters.hit_rate:.4f}"
+    return (
+        f"Expert cache, {counters.size} of {counters.experts} experts in {len(counters.layers)} layers, "
+        f"{counters.policy}, {counters.store}: {rate}, {counters.hits} hits, {counters.misses} misses, "
+        f"{counters.overflow_steps} overflow steps, {counters.bytes_moved} bytes moved"
+    )
 
 
 class Collector:

@@ -1,6 +1,5 @@
 """What both workers have: the caches of the model they hold, and what can be asked of them from outside."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +8,6 @@ from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
 from evalsuite.engines.vllm_plugin.metrics import Publisher
 from evalsuite.engines.vllm_plugin.settings import CacheSettings
-
-logger = logging.getLogger("vllm.hlwq_expert_cache")
 
 
 class CacheReports:
@@ -68,7 +65,7 @@ class CacheReports:
 
     def shutdown(self) -> None:
         if self._publisher is not None:  # the model was loaded
-            logger.info("%s", summary(self._counters()))
+            self._publisher.leave(self._counters())
         super().shutdown()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _caches(self) -> Iterator[Any]:
@@ -91,13 +88,3 @@ class CacheReports:
             expert_bytes=caches[0].store.expert_bytes,
             layers=tuple(cache.counters() for cache in caches) if layers is None else layers,
         )
-
-
-def summary(counters: CacheCounters) -> str:
-    """One line for the log."""
-    rate = "no step yet" if counters.hit_rate is None else f"hit rate {counters.hit_rate:.4f}"
-    return (
-        f"Expert cache, {counters.size} of {counters.experts} experts in {len(counters.layers)} layers, "
-        f"{counters.policy}, {counters.store}: {rate}, {counters.hits} hits, {counters.misses} misses, "
-        f"{counters.overflow_steps} overflow steps, {counters.bytes_moved} bytes moved"
-    )
