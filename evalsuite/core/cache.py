@@ -2,6 +2,10 @@
 
 from evalsuite.core.value import Value
 
+# `engaged["experts"]` of an engine that keeps all experts on the device, since the cache asked for holds them
+# all: it has no counters then
+ALL_RESIDENT = "all resident"
+
 
 class LayerCounters(Value):
     """One layer's expert cache since its counters were last reset.

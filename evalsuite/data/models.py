@@ -122,8 +122,8 @@ def find_checkpoint(model: str, weights: bool = True) -> Checkpoint:
     path = _local_path(model)
     if model == SMOLLM2 or (path.is_file() and not weights):
         raise ModelError(
-            f"{model} has no config.json, from which dummy weights take their geometry.",
-            todo="give a folder with config.json, or leave --load-format out.",
+            f"{model} is a GGUF file, and sizes are read from a config.json.",
+            todo="give the folder or hub id of a safetensors checkpoint, or a folder with config.json.",
         )
     if path.is_file():
         if path.suffix != ".gguf":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evalsuite.core.cache import CacheCounters, LayerCounters
+from evalsuite.core.cache import ALL_RESIDENT, CacheCounters, LayerCounters
 from evalsuite.core.errors import MeasurementError, OutOfMemory, UsageError
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
@@ -91,7 +91,7 @@ class FakeGenerator:
     def expert_cache(self) -> CacheCounters | None:
         """Half of all uses are hits."""
         self._enter("expert_cache")
-        if self._cache_size is None:
+        if self._cache_size is None or self.facts.engaged.get("experts") == ALL_RESIDENT:
             return None
         used = 0 if self._script.get("idle_cache") else self._steps
         layer = LayerCounters(

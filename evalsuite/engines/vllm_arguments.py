@@ -212,14 +212,20 @@ def caches_experts(config: dict[str, Any], arguments: dict[str, Any]) -> bool:
     return size is not None and size < (experts_of(config) or 0)
 
 
+def all_resident(config: dict[str, Any], serving: Serving) -> bool:
+    """Whether the expert cache asked for holds every expert: the plugin then leaves the model alone."""
+    size, experts = serving.moe_expert_cache_size, experts_of(config)
+    return size is not None and experts is not None and size >= experts
+
+
 def cache_warnings(config: dict[str, Any], serving: Serving) -> tuple[str, ...]:
     """What a reader must know about an expert cache of this size; empty without one."""
     size, experts = serving.moe_expert_cache_size, experts_of(config)
     if size is None or experts is None:
         return ()
     top_k = text_config(config).get("num_experts_per_tok") or 0
-    if size > experts:
-        return (f"expert cache of {size} for {experts} experts a layer: every expert is resident",)
+    if size >= experts:
+        return (f"expert cache of {size} for {experts} experts a layer: every expert is resident, uncached",)
     if size < top_k:
         return (
             f"expert cache of {size} and {top_k} experts a token: every step needs more experts than there "

@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from evalsuite.core.cache import ALL_RESIDENT
 from evalsuite.core.errors import ModelError, UsageError, first_line
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
 from evalsuite.data.models import Checkpoint
-from evalsuite.engines.vllm_arguments import cache_warnings, text_config
+from evalsuite.engines.vllm_arguments import all_resident, cache_warnings, text_config
 
 CAUSAL_MODELS: Any = AutoModelForCausalLM  # its own types are not usable
 DUMMY_WARNING = (
@@ -53,7 +54,7 @@ def served_facts(
         dtype=dtype,
         device=device,
         device_name=device_name,
-        engaged=engaged,
+        engaged=engaged | ({"experts": ALL_RESIDENT} if all_resident(config, serving) else {}),
         warnings=(*((DUMMY_WARNING,) if dummy else ()), *cache_warnings(config, serving), *warnings),
     )
 

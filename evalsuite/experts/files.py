@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import zlib
@@ -30,6 +31,7 @@ from evalsuite.core.units import si_bytes
 
 LAYOUT_VERSION = 1
 SUFFIX, PARTIAL = ".experts", ".experts.partial"
+NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}-v\d+\.experts(\.partial)?")
 MAGIC = b"hlwq-eval experts\n"
 HEADER_BYTES = 65536
 WRITE_BYTES = 1 << 26
@@ -144,8 +146,9 @@ def open_or_write(header: Header, folder: Path, read_layer: Callable[[int], memo
             descriptor = _open_existing(path)
         if descriptor is not None:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                found, problem = _verify(descriptor, header)
+                with _storage_errors(path, header.file_bytes):
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                    found, problem = _verify(descriptor, header)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -270,7 +273,7 @@ def _storage_errors(path: Path, needed: int) -> Generator[None]:
     except OSError as error:
         full = error.errno in NO_ROOM
         raise StorageError(
-            f"The experts need {si_bytes(needed)} in {path.parent}, which cannot be written."
+            f"The experts need {si_bytes(needed)} in {path.parent}, which cannot be used."
             if not full
             else f"The experts need {si_bytes(needed)} in {path.parent}, and the disk has no room for them.",
             cause=error.strerror or str(error),
@@ -290,12 +293,12 @@ class Entry:
 
 
 def entries(folder: Path) -> Iterator[Entry]:
-    """Every expert file, whole or half-written."""
+    """Every file that is named as `Header.name` names them, whole or half-written; others are not ours."""
     for path in sorted(folder.glob(f"*{SUFFIX}*")):
+        if not NAME.fullmatch(path.name):
+            continue
         if path.name.endswith(PARTIAL):
             yield Entry(path, _disk_bytes(path), None, "half-written")
-            continue
-        if path.suffix != SUFFIX:
             continue
         header, problem = None, ""
         try:

@@ -5,12 +5,10 @@ the slots of a device are an array [slots, record bytes]. Fields start at multip
 what matrix kernels and copies like best.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,17 +60,9 @@ class RecordLayout:
             for field, start in zip(self.fields, self.offsets, strict=False)
         }
 
-    def describe(self) -> list[list[Any]]:
-        """For a file's header: [name, dtype, shape] of each field."""
-        return [[field.name, field.dtype, list(field.shape)] for field in self.fields]
-
 
 def layout_of(parts: Mapping[str, Tensor]) -> RecordLayout:
     """The layout of an expert with these tensors."""
     return RecordLayout(
         tuple(Field(name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in parts.items())
     )
-
-
-def canonical(layout: RecordLayout) -> str:
-    return json.dumps(layout.describe(), separators=(",", ":"))

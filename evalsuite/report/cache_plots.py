@@ -91,7 +91,7 @@ def predicted_speeds(
         The PNG and the SVG.
     """
     import matplotlib as mpl
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.8), layout="constrained")
@@ -106,7 +106,7 @@ def predicted_speeds(
         _size_axis(axes, experts)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_formatter(_speed)
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("decoded tokens/s at most (derived)")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
@@ -165,6 +165,10 @@ def _size_axis(axes: Any, experts: int) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"experts of each layer on the device, of {experts}")
+
+
+def _speed(tokens_per_s: float, _: int) -> str:
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 1 else f"{tokens_per_s:g}"
 
 
 def _mark_top_k(axes: Any, top_k: int) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evalsuite.core.cache import CacheCounters
+from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
 from evalsuite.core.errors import EvalError, NotEngaged, UsageError
-from evalsuite.core.record import Record, status_of
+from evalsuite.core.record import ModelFacts, Record, status_of
 from evalsuite.core.spec import FootprintSpec, Serving, spec_hash
 from evalsuite.core.speed import FootprintResult, LoadTimes
 from evalsuite.core.telemetry import EngineMemory, Telemetry
@@ -117,7 +117,7 @@ class _Run:
                     watch.end_phase()
                     memory = engine.memory()
                     self._counters = engine.expert_cache()
-                    self._require_expert_cache()
+                    self._require_expert_cache(engine.facts)
                     self._result = self._summarise(engine.load, warm)
                 finally:
                     engine.close()
@@ -127,8 +127,10 @@ class _Run:
             self._telemetry = watch.summary().model_copy(update={"engine": memory})
         return None
 
-    def _require_expert_cache(self) -> None:
+    def _require_expert_cache(self, facts: ModelFacts) -> None:
         size, found = self._spec.serving.moe_expert_cache_size, self._counters
+        if found is None and facts.engaged.get("experts") == ALL_RESIDENT:
+            return
         if size is not None and (found is None or found.size != size or not found.hits + found.misses):
             raise NotEngaged(
                 f"An expert cache of {size} was asked for, and the engine used none."

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from evalsuite.core.cache import CacheCounters
+from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
 from evalsuite.core.errors import NotEngaged, StorageError, UsageError
 from evalsuite.core.protocol import WindowProtocol
 from evalsuite.core.record import Record, Status, TextFacts, status_of
@@ -135,6 +135,8 @@ def with_expert_cache(record: Record, counters: CacheCounters | None) -> Record:
     Raises:
         NotEngaged: nothing went through it.
     """
+    if counters is None and record.engaged.get("experts") == ALL_RESIDENT:
+        return record
     if counters is None or counters.hits + counters.misses == 0:
         raise NotEngaged(
             "An expert cache was asked for, and its counters stayed at zero.",

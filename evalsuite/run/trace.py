@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from evalsuite.core.errors import ModelError, UsageError
+from evalsuite.core.errors import UsageError
 from evalsuite.core.geometry import Geometry
 from evalsuite.core.spec import Dtype
 from evalsuite.core.value import Value
@@ -69,6 +69,7 @@ def run_trace(request: TraceRequest, folder: Path, progress: TraceProgress, *, r
     Raises:
         UsageError: the model has no experts, the prompts do not fit, or there is a trace already and
             `replace` is false; all of it before a weight is read.
+        ModelError: there is no such model, or it has no config.json that is known here.
         StorageError: the folder cannot be written.
     """
     out = folder / TRACE_FILE
@@ -79,12 +80,15 @@ def run_trace(request: TraceRequest, folder: Path, progress: TraceProgress, *, r
             f"{request.requests} requests cannot be sent {request.concurrency} at a time, none left over.",
             todo="give --requests that is a multiple of --concurrency.",
         )
-    progress.phase("reading the text")
-    corpus = load_corpus(request.corpus)
-    progress.phase("finding the model")
-    checkpoint = find_checkpoint(request.model, weights=request.load_format == "auto")
+    progress.phase("reading the configuration")
+    checkpoint = find_checkpoint(request.model, weights=False)
     geometry = expert_geometry(checkpoint)
     _check_context(checkpoint.name, geometry, request)
+    progress.phase("reading the text")
+    corpus = load_corpus(request.corpus)
+    if request.load_format == "auto":
+        progress.phase("finding the model")
+        checkpoint = find_checkpoint(request.model)
     tokenizer = load_tokenizer(request.tokenizer, checkpoint)
     text = corpus.text("blank-line")
     prompts = cut_prompts(
@@ -125,13 +129,8 @@ def expert_geometry(checkpoint: Checkpoint) -> Geometry:
 
     Raises:
         UsageError: it is dense: there is nothing to cache.
-        ModelError: it is a GGUF file, or its configuration is not known here.
+        ModelError: its configuration is not known here.
     """
-    if checkpoint.gguf:
-        raise ModelError(
-            f"{checkpoint.name} is a GGUF file, whose experts are not read here.",
-            todo="give the folder or hub id of a safetensors checkpoint.",
-        )
     from evalsuite.engines.geometry import read_geometry  # transformers takes seconds to import
 
     geometry = read_geometry(checkpoint, _stored_dtype(checkpoint))

@@ -101,8 +101,8 @@ class TestTrace:
         assert step in done.said
         assert not (tmp_path / "out" / "trace.parquet").exists()
 
-    def test_a_dense_model_has_nothing_to_cache(self, cli, moe, text, tmp_path):
-        done = cli("cache", "trace", moe / "dense", "out", "--corpus", text, *SMALL)
+    def test_a_dense_model_has_nothing_to_cache_whatever_the_text(self, cli, moe, tmp_path):
+        done = cli("cache", "trace", moe / "dense", "out", "--corpus", "missing.txt", *SMALL)
         assert done.code == 2
         assert "dense is dense" in done.said
         assert "nothing to cache" in done.said
@@ -198,6 +198,12 @@ class TestSimulate:
         done = cli("cache", "simulate", traced, "--gpu", "h100", "--geometry", moe / "dense")
         assert done.code == 2
         assert "dense is dense" in done.said
+
+    def test_a_geometry_that_is_no_configuration(self, cli, traced):
+        done = cli("cache", "simulate", traced, "--gpu", "h100", "--geometry", "smollm2")
+        assert done.code == 2
+        assert "smollm2 is a GGUF file" in done.said
+        assert "--load-format" not in done.said
 
     def test_a_missing_and_a_damaged_trace(self, cli, traced):
         assert cli("cache", "simulate", "nowhere").code == 2

@@ -95,11 +95,14 @@ def test_what_is_in_use_stays(folder, checkpoint):
 
 def test_scraps_go(folder):
     folder.mkdir()
-    (folder / "half.experts.partial").write_bytes(b"x" * 10)
-    (folder / "foreign.experts").write_bytes(b"x" * 10)
-    (folder / "letter.txt").write_text("not ours")
+    stem = f"{'a' * 16}-{'b' * 8}-v1"
+    (folder / f"{stem}.experts.partial").write_bytes(b"x" * 10)
+    (folder / f"{stem}.experts").write_bytes(b"x" * 10)
+    others = ["letter.txt", "somebody.experts", "somebody.experts.partial"]
+    for name in others:
+        (folder / name).write_text("not ours")
     assert gc() == {
-        "half.experts.partial": ("half-written", "removed"),
-        "foreign.experts": ("it is not an expert file", "removed"),
+        f"{stem}.experts.partial": ("half-written", "removed"),
+        f"{stem}.experts": ("it is not an expert file", "removed"),
     }
-    assert [path.name for path in folder.iterdir()] == ["letter.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == others

@@ -8,7 +8,7 @@ import pytest
 from engines import tiny
 
 from cli.test_ppl import SMALL, partials, runs
-from evalsuite.core.cache import CacheCounters, LayerCounters
+from evalsuite.core.cache import ALL_RESIDENT, CacheCounters, LayerCounters
 from evalsuite.core.errors import NotEngaged
 from evalsuite.core.record import Record
 from evalsuite.run.perplexity import with_expert_cache
@@ -89,3 +89,10 @@ def test_a_cache_that_counted_nothing_was_not_engaged(nothing):
     record = with_expert_cache(Record.model_construct(engaged={"attention": "sdpa"}), counters(1, 2))
     assert record.engaged["attention"] == "sdpa"
     assert record.expert_cache.misses == 2
+
+
+def test_a_cache_that_holds_every_expert_need_count_nothing():
+    record = Record.model_construct(engaged={"experts": ALL_RESIDENT})
+    assert with_expert_cache(record, None) is record
+    with pytest.raises(NotEngaged, match="stayed at zero"):
+        with_expert_cache(record, counters(0, 0))

@@ -181,7 +181,14 @@ class TestExpertCache:
 
     @pytest.mark.parametrize(
         ("size", "said"),
-        [(None, ""), (8, ""), (128, ""), (129, "every expert is resident"), (7, "every step")],
+        [
+            (None, ""),
+            (8, ""),
+            (127, ""),
+            (128, "every expert is resident"),
+            (129, "every expert is resident"),
+            (7, "every step"),
+        ],
     )
     def test_unfitting_sizes_are_explained(self, size, said):
         warnings = cache_warnings(MOE, Serving(moe_expert_cache_size=size))

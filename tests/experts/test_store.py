@@ -295,8 +295,20 @@ def test_a_disk_that_fails_while_writing_leaves_nothing(source, tmp_path, monkey
 
 def test_a_folder_that_cannot_be_made(source, tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be used"):
         disk(source, tmp_path / "taken" / "experts")
+
+
+def test_a_disk_that_cannot_lock_is_refused(source, tmp_path, monkeypatch):
+    disk(source, tmp_path).close()
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("evalsuite.experts.files.fcntl.flock", refuse)
+    with pytest.raises(StorageError, match="cannot be used") as caught:
+        disk(source, tmp_path)
+    assert "locks" in caught.value.cause
 
 
 def test_a_file_that_is_cut_under_a_running_engine_is_an_error(source, tmp_path):
@@ -326,15 +338,16 @@ def test_the_folder_is_the_users_choice(monkeypatch, tmp_path):
 def test_entries_of_the_folder(source, tmp_path):
     store = disk(source, tmp_path)
     store.close()
-    cut = tmp_path / "cut-v1.experts"
-    cut.write_bytes(store.path.read_bytes()[:-5])
-    (tmp_path / "half.experts.partial").write_bytes(b"x")
-    (tmp_path / "foreign.experts").write_bytes(b"x" * 100)
+    cut, half, foreign = (f"{letter * 16}-{letter * 8}-v1.experts" for letter in "abc")
+    (tmp_path / cut).write_bytes(store.path.read_bytes()[:-5])
+    (tmp_path / f"{half}.partial").write_bytes(b"x")
+    (tmp_path / foreign).write_bytes(b"x" * 100)
     (tmp_path / "letter.txt").write_text("not ours")
+    (tmp_path / "somebody.experts").write_text("not ours")
     found = {entry.path.name: (entry.header is not None, entry.problem) for entry in entries(tmp_path)}
     assert found == {
         store.path.name: (True, ""),
-        "cut-v1.experts": (False, "cut short"),
-        "half.experts.partial": (False, "half-written"),
-        "foreign.experts": (False, "it is not an expert file"),
+        cut: (False, "cut short"),
+        f"{half}.partial": (False, "half-written"),
+        foreign: (False, "it is not an expert file"),
     }

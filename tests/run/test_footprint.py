@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from evalsuite.core.cache import ALL_RESIDENT
 from evalsuite.core.errors import EngineDied, NotEngaged, OutOfMemory, UsageError
 from evalsuite.core.spec import FootprintSpec, Serving
 from evalsuite.run.footprint import run_footprint
@@ -81,6 +82,14 @@ def test_an_expert_cache_that_nothing_went_through(bench):
     found, _ = watch(bench, moe_expert_cache_size=8)
     assert isinstance(found.error, NotEngaged)
     assert found.record.status == "failed"
+
+
+def test_an_expert_cache_that_holds_every_expert(bench):
+    facts = {"fingerprint": bench.subject.fingerprint, "engaged": {"experts": ALL_RESIDENT}}
+    bench.play(facts=facts)
+    found, _ = watch(bench, moe_expert_cache_size=128)
+    assert found.error is None
+    assert found.record.status == "ok"
 
 
 def test_an_expert_cache_on_disk_is_followed(bench, monkeypatch):

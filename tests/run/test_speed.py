@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from evalsuite.core.cache import ALL_RESIDENT
 from evalsuite.core.errors import ResumeMismatch
 from evalsuite.core.record import Record
 from evalsuite.core.spec import SpeedSpec, spec_hash
@@ -129,6 +130,14 @@ def test_a_cache_that_serves_nothing_is_not_engaged(bench):
     assert statuses(found) == {8: "failed", 16: "failed", None: "ok"}
     (eight, *_) = found
     assert "no expert went through it" in eight.record.error
+
+
+def test_a_cache_that_holds_every_expert_need_count_nothing(bench):
+    facts = {"fingerprint": bench.subject.fingerprint, "engaged": {"experts": ALL_RESIDENT}}
+    bench.play(facts=facts)
+    found = bench.run(bench.cells(cache_sizes=(128,)))
+    assert statuses(found) == {128: "ok"}
+    assert found[0].record.expert_cache is None
 
 
 def test_what_does_not_load_is_not_tried_again_for_the_same_size(bench):
