@@ -10,10 +10,7 @@ methods.
 Without the setting nothing of vLLM is changed but three functions that look for it.
 """
 
-PROVIDES_CACHE: bool = True
-
-# whether a cache size given to vLLM is honoured
-PROVIDES_CACHE: bool = False
+PROVIDES_CACHE = True  # a cache size given to vLLM is honoured
 
 
 def register() -> None:
