@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 
 from evalsuite.cli.app import app
+from evalsuite.cli.choices import Dtype, LoadFormat, default_corpus, one_device
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
-
-DEMO = "demo"
 
 cache_app = typer.Typer(no_args_is_help=True, help="Expert caches: traces, simulation, files.")
 app.add_typer(cache_app, name="cache")
@@ -19,18 +18,6 @@ app.add_typer(cache_app, name="cache")
 class TraceEngine(StrEnum):
     torch = "torch"
     vllm = "vllm"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class LoadFormat(StrEnum):
-    auto = "auto"
-    dummy = "dummy"
 
 
 @cache_app.command()
@@ -62,7 +49,6 @@ def trace(
 ) -> None:
     """Which experts each token of MODEL chose in each layer, while reading and writing real text."""
     from evalsuite.cli.cache_run import make_trace
-    from evalsuite.cli.ppl import default_corpus
     from evalsuite.run.trace import TraceRequest
 
     make_trace(
@@ -172,17 +158,9 @@ def _sizes(text: str) -> list[int | None]:
 
 
 def _device(gpus: str | None, engine: TraceEngine) -> str:
-    if gpus is None:
-        return "auto"
-    if engine is TraceEngine.vllm:
+    if gpus is not None and engine is TraceEngine.vllm:
         raise UsageError(
             "vLLM's trace runs on the first GPU it sees.",
             todo="choose it with CUDA_VISIBLE_DEVICES, and leave --gpus out.",
         )
-    if not (gpus.isascii() and gpus.isdigit()):
-        raise UsageError(
-            f"--gpus {gpus} is not the index of one GPU.",
-            cause="a trace runs on one device.",
-            todo="give one index, such as --gpus 0.",
-        )
-    return f"cuda:{gpus}"
+    return one_device(gpus, "a trace runs on one device.")

@@ -71,7 +71,7 @@ def _lengths(model: str | None, tokenizer: str | None, corpus: str | None) -> li
             TextLength(count, f"WikiText-2 test, {name} tokenizer")
             for name, count in WIKITEXT2_TOKENS.items()
         ]
-    from evalsuite.cli.ppl import default_corpus
+    from evalsuite.cli.choices import default_corpus
     from evalsuite.engines.tokenizer import load_tokenizer
 
     name = model or DEMO

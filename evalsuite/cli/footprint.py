@@ -1,40 +1,23 @@
 """`hlwq-eval footprint`: VRAM, RAM and disk through load, idle, prefill and decode."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.ppl import DEMO, Dtype, default_corpus
+from evalsuite.cli.choices import (
+    DEMO,
+    CachePolicy,
+    CacheStore,
+    Dtype,
+    Engine,
+    LoadFormat,
+    default_corpus,
+    numbers,
+)
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
-
-
-class Engine(StrEnum):
-    auto = "auto"
-    torch = "torch"
-    vllm = "vllm"
-    server = "server"
-
-
-class LoadFormat(StrEnum):
-    auto = "auto"
-    dummy = "dummy"
-
-
-class Policy(StrEnum):
-    lru = "lru"
-    lfu = "lfu"
-    fifo = "fifo"
-    slru = "slru"
-    lfru = "lfru"
-
-
-class ExpertStore(StrEnum):
-    pinned = "pinned"
-    disk = "disk"
 
 
 @app.command()
@@ -51,10 +34,12 @@ def footprint(
     moe_expert_cache_size: Annotated[
         int | None, typer.Option(min=1, help="Experts of each layer on the device; else all.")
     ] = None,
-    moe_expert_cache_policy: Annotated[Policy, typer.Option(help="Which experts stay.")] = Policy.lru,
+    moe_expert_cache_policy: Annotated[
+        CachePolicy, typer.Option(help="Which experts stay.")
+    ] = CachePolicy.lru,
     moe_expert_store: Annotated[
-        ExpertStore, typer.Option(help="Where the other experts are.")
-    ] = ExpertStore.pinned,
+        CacheStore, typer.Option(help="Where the other experts are.")
+    ] = CacheStore.pinned,
     dtype: Annotated[Dtype, typer.Option(help="auto is bfloat16 where the device has it.")] = Dtype.auto,
     load_format: Annotated[
         LoadFormat, typer.Option(help="dummy: random weights in the geometry of config.json.")
@@ -91,7 +76,7 @@ def footprint(
     from evalsuite.cli.footprint_run import watch_model
     from evalsuite.core.spec import FootprintSpec, Serving, Workload
 
-    chosen = gpu_indices(gpus)
+    chosen = () if gpus is None else numbers("--gpus", gpus, 0)
     if chosen and len(chosen) != tensor_parallel_size:
         raise UsageError(
             f"--gpus names {len(chosen)} GPUs and --tensor-parallel-size is {tensor_parallel_size}.",
@@ -114,7 +99,7 @@ def footprint(
             trust_remote_code=trust_remote_code,
         ),
         workload=Workload(
-            corpus=corpus or default_corpus(model, None),
+            corpus=corpus or default_corpus(DEMO if load_format == "dummy" else model),
             tokenizer=tokenizer,
             input_len=input_len,
             output_len=output_len,
@@ -126,15 +111,3 @@ def footprint(
         idle_s=idle,
     )
     watch_model(Screen(as_json), spec, results)
-
-
-def gpu_indices(text: str | None) -> tuple[int, ...]:
-    """``0,1`` as numbers; empty where nothing is given."""
-    if text is None:
-        return ()
-    names = [name.strip() for name in text.split(",")]
-    if not all(name.isascii() and name.isdigit() for name in names) or len(set(names)) < len(names):
-        raise UsageError(
-            f"--gpus {text} is no list of different GPU indices.", todo="give them as in --gpus 0,1."
-        )
-    return tuple(map(int, names))

@@ -8,6 +8,7 @@ from evalsuite.core.record import Record
 from evalsuite.core.spec import FootprintSpec
 from evalsuite.core.speed import FootprintResult
 from evalsuite.data.corpora import load_corpus
+from evalsuite.data.models import find_checkpoint
 from evalsuite.report.footprint import absences, memory_table, phase_table, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.run.footprint import run_footprint
@@ -25,6 +26,7 @@ def watch_model(screen: Screen, spec: FootprintSpec, results: Path) -> None:
     Raises:
         EvalError: the engine's own, after what it took until then has been shown.
     """
+    find_checkpoint(spec.model, weights=spec.serving.load_format != "dummy")  # before a text is downloaded
     subject = prepare(spec.model, spec.serving, spec.workload, load_corpus(spec.workload.corpus))
     for note in check_cache_sizes(subject.checkpoint, [spec.serving.moe_expert_cache_size]):
         screen.warn(note)

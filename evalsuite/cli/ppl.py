@@ -1,48 +1,27 @@
 """`hlwq-eval ppl`: sliding-window perplexity."""
 
-import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from evalsuite.cli.app import app
+from evalsuite.cli.choices import (
+    DEMO,
+    CachePolicy,
+    CacheStore,
+    Dtype,
+    Engine,
+    default_corpus,
+    json_object,
+    one_device,
+)
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 from evalsuite.core.protocol import PROTOCOLS, protocol
 from evalsuite.core.spec import PerplexitySpec
 
 CARD_WINDOWS = 1155
-EXAMPLE = """give a JSON object, such as '{"gdn_prefill_backend": "triton"}'."""
-DEMO = "demo"
-
-
-class Engine(StrEnum):
-    auto = "auto"
-    torch = "torch"
-    vllm = "vllm"
-    server = "server"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class CachePolicy(StrEnum):
-    lru = "lru"
-    lfu = "lfu"
-    fifo = "fifo"
-    slru = "slru"
-    lfru = "lfru"
-
-
-class CacheStore(StrEnum):
-    pinned = "pinned"
-    disk = "disk"
 
 
 @app.command()
@@ -135,12 +114,12 @@ def ppl(
         limit=limit,
         tokenizer=tokenizer,
         dtype=dtype.value,
-        device=_device(gpus),
+        device=one_device(gpus, "perplexity runs on one device, or on several by --tensor-parallel-size."),
         batch_size=_batch_size(batch_size),
         trust_remote_code=trust_remote_code,
         keep_hidden=keep_hidden or baseline is not None,
         tensor_parallel_size=tensor_parallel_size,
-        additional_config=_json_object("--additional-config", additional_config),
+        additional_config=json_object("--additional-config", additional_config),
         moe_expert_cache_size=moe_expert_cache_size,
         moe_expert_cache_policy=moe_expert_cache_policy.value,
         moe_expert_store=moe_expert_store.value,
@@ -159,28 +138,11 @@ def ppl(
     )
 
 
-def default_corpus(model: str | None, baseline: str | None) -> str:
-    """The built-in text where the built-in model takes part, else WikiText-2."""
-    return "builtin" if DEMO in (model or DEMO, baseline) else "wikitext-2"
-
-
 def with_default_limit(spec: PerplexitySpec, chosen_protocol: bool) -> PerplexitySpec:
     """The built-in text is longer than the card's: by default as many windows as the card has."""
     if spec.corpus == "builtin" and spec.limit is None and not chosen_protocol:
         return spec.model_copy(update={"limit": CARD_WINDOWS})
     return spec
-
-
-def _device(gpus: str | None) -> str:
-    if gpus is None:
-        return "auto"
-    if not (gpus.isascii() and gpus.isdigit()):
-        raise UsageError(
-            f"--gpus {gpus} is not the index of one GPU.",
-            cause="perplexity runs on one device, or on several by --tensor-parallel-size.",
-            todo="give one index, such as --gpus 0.",
-        )
-    return f"cuda:{gpus}"
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:
@@ -189,13 +151,3 @@ def _batch_size(text: str) -> int | Literal["auto"]:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UsageError(f"--batch-size {text} is neither auto nor a positive number.", todo="try auto.")
     return int(text)
-
-
-def _json_object(flag: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{flag} is not valid JSON.", cause=str(error), todo=EXAMPLE) from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{flag} is not a JSON object.", todo=EXAMPLE)
-    return value

@@ -1,58 +1,30 @@
 """`hlwq-eval speed`: one cell or a sweep."""
 
-import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from evalsuite.cli.app import app
+from evalsuite.cli.choices import (
+    ALL,
+    DEMO,
+    CachePolicy,
+    CacheStore,
+    Dtype,
+    Engine,
+    LoadFormat,
+    Routing,
+    default_corpus,
+    json_object,
+    numbers,
+    sizes,
+)
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 from evalsuite.core.spec import Serving, Workload
 from evalsuite.core.sweep import Axes, Mode
-
-DEMO = "demo"
-ALL = "all"
-
-
-class Engine(StrEnum):
-    auto = "auto"
-    torch = "torch"
-    vllm = "vllm"
-    server = "server"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class LoadFormat(StrEnum):
-    auto = "auto"
-    dummy = "dummy"
-
-
-class Policy(StrEnum):
-    lru = "lru"
-    lfu = "lfu"
-    fifo = "fifo"
-    slru = "slru"
-    lfru = "lfru"
-
-
-class Store(StrEnum):
-    pinned = "pinned"
-    disk = "disk"
-
-
-class Routing(StrEnum):
-    model = "model"
-    uniform_random = "uniform_random"
 
 
 @app.command()
@@ -94,8 +66,12 @@ def speed(
     load_format: Annotated[
         LoadFormat, typer.Option(help="dummy takes random weights in the shape of config.json.")
     ] = LoadFormat.auto,
-    moe_expert_cache_policy: Annotated[Policy, typer.Option(help="Which experts stay.")] = Policy.lru,
-    moe_expert_store: Annotated[Store, typer.Option(help="Where the other experts are.")] = Store.pinned,
+    moe_expert_cache_policy: Annotated[
+        CachePolicy, typer.Option(help="Which experts stay.")
+    ] = CachePolicy.lru,
+    moe_expert_store: Annotated[
+        CacheStore, typer.Option(help="Where the other experts are.")
+    ] = CacheStore.pinned,
     moe_routing: Annotated[
         Routing, typer.Option(help="uniform_random draws the experts, for dummy weights.")
     ] = Routing.model,
@@ -140,16 +116,17 @@ def speed(
     record of its own; the same command goes on where it broke off.
     """
     from evalsuite.cli.speed_run import measure
+    from evalsuite.telemetry.gpu import count_visible
     from evalsuite.telemetry.machine import read_gpus
 
-    available, _driver, _cuda = read_gpus()
+    available = count_visible(len(read_gpus()[0]))
     parallel = numbers("--tensor-parallel-size", tensor_parallel_size, 1)
     on_gpu = bool(available) and server_url is None
     axes = Axes(
         models=(model or DEMO, *(baseline or ())),
-        cache_sizes=sizes(cache_sizes),
+        cache_sizes=sizes("--cache-sizes", cache_sizes),
         modes=_modes(modes, on_gpu, server_url),
-        gpus=_gpus(gpus, on_gpu, len(available), max(parallel)),
+        gpus=_gpus(gpus, on_gpu, available, max(parallel)),
         tensor_parallel_sizes=parallel,
         concurrencies=numbers("--concurrency", concurrency, 1),
     )
@@ -160,11 +137,11 @@ def speed(
             moe_routing=moe_routing.value, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             gpu_memory_utilization=gpu_memory_utilization,
-            additional_config=_json(additional_config), server_url=server_url,
+            additional_config=json_object("--additional-config", additional_config), server_url=server_url,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         workload = Workload(
-            corpus=corpus or ("builtin" if DEMO in axes.models or load_format == "dummy" else "wikitext-2"),
+            corpus=corpus or default_corpus(DEMO if load_format == "dummy" else model, *(baseline or ())),
             tokenizer=tokenizer, input_len=input_len or (512 if available else 64),
             output_len=output_len or (128 if available else 32), repeats=repeats, warmups=warmup, seed=seed,
             timeout_s=timeout,
@@ -177,34 +154,6 @@ def speed(
         mode="auto" if resume is None else "resume" if resume else "fresh",
         no_model=model is None, any_mode=modes is None,
     )  # fmt: skip
-
-
-def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
-    """Different whole numbers, separated by commas.
-
-    Raises:
-        UsageError: one of them is none, is too small, or comes twice.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
-        raise UsageError(
-            f"{flag} {text} is not a list of whole numbers from {least}.",
-            todo=f"write {flag} {least + 1},{least + 2} for two of them.",
-        )
-    found = tuple(map(int, parts))
-    if len(set(found)) < len(found):
-        raise UsageError(f"{flag} {text} names a value twice.", todo="leave one of them out.")
-    return found
-
-
-def sizes(text: str) -> tuple[int | None, ...]:
-    """Cache sizes, with None for ``all``."""
-    parts = [part.strip() for part in text.split(",")]
-    given = [part for part in parts if part != ALL]
-    found = numbers("--cache-sizes", ",".join(given), 1) if given else ()
-    if parts.count(ALL) > 1:
-        raise UsageError(f"--cache-sizes {text} names a value twice.", todo="leave one of them out.")
-    return (*found, None) if len(given) < len(parts) else found
 
 
 def _modes(text: str | None, on_gpu: bool, server_url: str | None) -> tuple[Mode, ...]:
@@ -227,13 +176,3 @@ def _gpus(text: str | None, on_gpu: bool, count: int, parallel: int) -> tuple[in
     if text is not None:
         return numbers("--gpus", text, 0)
     return tuple(range(min(count, parallel))) if on_gpu else ()
-
-
-def _json(text: str | None) -> dict[str, Any]:
-    try:
-        value: Any = json.loads(text) if text is not None else {}
-    except ValueError as error:
-        raise UsageError(f"--additional-config is not JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise UsageError("--additional-config is no JSON object.", todo="write it as '{\"key\": value}'.")
-    return value

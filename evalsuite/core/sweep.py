@@ -124,7 +124,8 @@ def label(cell: SpeedSpec) -> str:
     serving, parts = cell.serving, [cell.model.rstrip("/").rpartition("/")[2]]
     if serving.moe_expert_cache_size is not None:
         parts.append(f"cache {serving.moe_expert_cache_size}")
-    parts.append("eager" if serving.enforce_eager else "graphs")
+    if serving.server_url is None:  # a server that runs already has a mode of its own
+        parts.append("eager" if serving.enforce_eager else "graphs")
     if serving.gpus:
         parts.append(f"GPU {'+'.join(map(str, serving.gpus))}")
     elif serving.tensor_parallel_size > 1:

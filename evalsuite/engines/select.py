@@ -21,6 +21,7 @@ def choose_engine(serving: Serving, checkpoint: Checkpoint) -> tuple[str, str]:
         EvalError: an engine was asked for by name that cannot honour the request, or none can.
     """
     name, why = _choose(serving, checkpoint)
+    refuse_settings(name, serving)
     if serving.moe_routing != "model" and (name == "torch" or serving.server_url is not None):
         raise UsageError(
             f"--moe-routing {serving.moe_routing} needs a vLLM that is started here, and the engine would be "
@@ -85,3 +86,47 @@ def open_generator(
     from evalsuite.engines.torch_generator import TorchGenerator
 
     return TorchGenerator(checkpoint, serving)
+
+
+def refuse_settings(name: str, serving: Serving) -> None:
+    """Raises UsageError for a setting that this engine does not have, or that a running server decides."""
+    if name == "torch":
+        _refuse_for_torch(serving)
+    elif serving.server_url is not None:
+        _refuse_for_attached(serving)
+
+
+def _refuse_for_torch(serving: Serving) -> None:
+    for given, flag, todo in (
+        (serving.tensor_parallel_size > 1, "--tensor-parallel-size", "leave it out, or give --engine vllm."),
+        (len(serving.gpus) > 1, "more than one GPU", "give one index to --gpus, or --engine vllm."),
+        (serving.server_url is not None, "--server-url", "give --engine server."),
+        (bool(serving.additional_config), "--additional-config", "leave it out, or give --engine vllm."),
+        (serving.max_num_seqs is not None, "--max-num-seqs", "leave it out, or give --engine vllm."),
+        (
+            serving.max_num_batched_tokens is not None,
+            "--max-num-batched-tokens",
+            "leave it out, or give --engine vllm.",
+        ),
+        (
+            serving.gpu_memory_utilization is not None,
+            "--gpu-memory-utilization",
+            "leave it out: this engine takes what it needs.",
+        ),
+    ):
+        if given:
+            raise UsageError(f"The torch engine does not know {flag}.", todo=todo)
+
+
+def _refuse_for_attached(serving: Serving) -> None:
+    """What only a start of the server could honour."""
+    unset = Serving()
+    for name in (
+        "dtype", "tensor_parallel_size", "enforce_eager", "moe_expert_cache_size", "max_model_len",
+        "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "additional_config",
+    ):  # fmt: skip
+        if getattr(serving, name) != getattr(unset, name):
+            raise UsageError(
+                f"{name} was given, and the server at {serving.server_url} runs already.",
+                todo="give it to the server when it is started, or leave --server-url out.",
+            )

@@ -29,6 +29,7 @@ from evalsuite.engines.loading import (
     quiet_transformers,
     resolve_compute,
 )
+from evalsuite.engines.select import refuse_settings
 from evalsuite.engines.torch_cache import Caching, cache_warnings, require_experts
 
 
@@ -42,7 +43,7 @@ class TorchGenerator:
             UsageError: a setting that this engine does not have, or a cache for a model without experts.
             ModelError, MissingDependency, OutOfMemory, StorageError: as `load_model`.
         """
-        _refuse_foreign_settings(serving)
+        refuse_settings("torch", serving)
         began = time.monotonic()
         self._serving, self._checkpoint = serving, checkpoint
         device = f"cuda:{serving.gpus[0]}" if serving.gpus else "auto"
@@ -217,25 +218,3 @@ def _bytes_of(state: Any) -> int:
     """Of all tensors that the layers of a transformers cache hold."""
     values = [value for layer in state.layers for value in vars(layer).values()]
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
-
-
-def _refuse_foreign_settings(serving: Serving) -> None:
-    for given, flag, todo in (
-        (serving.tensor_parallel_size > 1, "--tensor-parallel-size", "leave it out, or give --engine vllm."),
-        (len(serving.gpus) > 1, "more than one GPU", "give one index to --gpus, or --engine vllm."),
-        (serving.server_url is not None, "--server-url", "give --engine server."),
-        (bool(serving.additional_config), "--additional-config", "leave it out, or give --engine vllm."),
-        (serving.max_num_seqs is not None, "--max-num-seqs", "leave it out, or give --engine vllm."),
-        (
-            serving.max_num_batched_tokens is not None,
-            "--max-num-batched-tokens",
-            "leave it out, or give --engine vllm.",
-        ),
-        (
-            serving.gpu_memory_utilization is not None,
-            "--gpu-memory-utilization",
-            "leave it out: this engine takes what it needs.",
-        ),
-    ):
-        if given:
-            raise UsageError(f"The torch engine does not know {flag}.", todo=todo)

@@ -28,6 +28,7 @@ from evalsuite.core.speed import LoadTimes
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines.base import Generated
+from evalsuite.engines.select import refuse_settings
 from evalsuite.engines.vllm_arguments import (
     built_for_cpu,
     engaged_arguments,
@@ -47,6 +48,7 @@ from evalsuite.engines.vllm_log import (
     load_times,
     weights_bytes,
 )
+from evalsuite.telemetry.gpu import visible_gpus
 from evalsuite.telemetry.machine import read_machine
 
 HOST = "127.0.0.1"
@@ -87,7 +89,7 @@ class ServerGenerator:
             self._arguments = engine_arguments(checkpoint, serving)
             url = f"http://{HOST}:{_free_port()}"
         else:
-            _refuse_settings(serving)
+            refuse_settings("server", serving)
             url = serving.server_url.rstrip("/").removesuffix("/v1")
         self._client = CompletionsClient(url, self._explain)
         try:
@@ -193,12 +195,17 @@ class ServerGenerator:
                 dtype="unknown",
                 device="server",
                 device_name=f"unknown: {ATTACHED}",
-                engaged={"vllm": self._version(), "server": "attached", "max_model_len": self._longest},
+                engaged={
+                    "vllm": self._version(),
+                    "server": "attached",
+                    "mode": "unknown",
+                    "max_model_len": self._longest,
+                },
                 warnings=("measured through a server that was running already: its settings are not known",),
             )
         text = self._text.read()
         on_cpu, machine = built_for_cpu(), read_machine()
-        index = serving.gpus[0] if serving.gpus else 0
+        index = next(iter(visible_gpus(serving.gpus, 1)), 0)
         engaged: dict[str, Any] = {
             "vllm": require_vllm(),
             "server": "started",
@@ -291,17 +298,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def _refuse_settings(serving: Serving) -> None:
-    """What only a start of the server could honour."""
-    unset = Serving()
-    for name in (
-        "dtype", "tensor_parallel_size", "enforce_eager", "moe_expert_cache_size", "max_model_len",
-        "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "additional_config",
-    ):  # fmt: skip
-        if getattr(serving, name) != getattr(unset, name):
-            raise UsageError(
-                f"{name} was given, and the server at {serving.server_url} runs already.",
-                todo="give it to the server when it is started, or leave --server-url out.",
-            )

@@ -77,7 +77,7 @@ def _routing_sentence(routing: str) -> str:
 SETTINGS = (
     Setting("model", lambda r: r.model, "{}".format),
     Setting("cache", lambda r: slots(r.spec), _cache_sentence),
-    Setting("mode", lambda r: r.mode, "{}".format),
+    Setting("mode", lambda r: r.mode, lambda mode: "mode unknown" if mode == "unknown" else mode),
     Setting("routing", lambda r: r.routing, _routing_sentence),
     Setting("on", lambda r: r.device, "on {}".format),
     Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", None),

@@ -12,7 +12,7 @@ from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
 from evalsuite.core.errors import EvalError, NotEngaged
 from evalsuite.core.record import ModelFacts
-from evalsuite.core.spec import SpeedSpec
+from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.core.speed import LoadTimes, SpeedResult
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.engines.base import Generator
@@ -70,7 +70,7 @@ class Cell:
                 self.tokens.to_parquet(self._folder / TOKENS, index=False)
         self.memory = engine.memory()
         self.counters = engine.expert_cache()
-        require_expert_cache(self._spec, engine.facts, self.counters)
+        require_expert_cache(self._spec.serving, engine.facts, self.counters)
         if self.counters is not None:
             engine.reset_counters()
             phase("prefill")
@@ -127,9 +127,9 @@ def require_graphs(spec: SpeedSpec, facts: ModelFacts) -> None:
         )
 
 
-def require_expert_cache(spec: SpeedSpec, facts: ModelFacts, counters: CacheCounters | None) -> None:
+def require_expert_cache(serving: Serving, facts: ModelFacts, counters: CacheCounters | None) -> None:
     """Raises NotEngaged where an expert cache was asked for and served nothing, or was of another size."""
-    size = spec.serving.moe_expert_cache_size
+    size = serving.moe_expert_cache_size
     if size is None or (counters is None and facts.engaged.get("experts") == ALL_RESIDENT):
         return
     if counters is None or counters.hits + counters.misses == 0:

@@ -5,15 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
-from evalsuite.core.errors import EvalError, NotEngaged, UsageError
-from evalsuite.core.record import ModelFacts, Record, status_of
+from evalsuite.core.cache import CacheCounters
+from evalsuite.core.errors import EvalError, UsageError
+from evalsuite.core.record import Record, status_of
 from evalsuite.core.spec import FootprintSpec, Serving, spec_hash
 from evalsuite.core.speed import FootprintResult, LoadTimes
 from evalsuite.core.telemetry import EngineMemory, Telemetry
 from evalsuite.engines.process import ProcessGenerator
+from evalsuite.engines.select import choose_engine
 from evalsuite.experts.files import cache_folder
 from evalsuite.measure.footprint import live
+from evalsuite.run.cell import require_expert_cache
+from evalsuite.run.forecast import refuse_missing_gpus
 from evalsuite.run.perplexity import DEMO_WARNING
 from evalsuite.run.subject import Subject
 from evalsuite.store.folder import RunFolder
@@ -52,7 +55,7 @@ def run_footprint(
         phase: told when a phase begins.
 
     Raises:
-        UsageError: the engine does not run in a process that could be watched.
+        UsageError: the engine does not run in a process that could be watched, or cannot honour the request.
     """
     if spec.serving.server_url is not None:
         raise UsageError(
@@ -60,6 +63,8 @@ def run_footprint(
             cause="it was not started here, so its processes are unknown.",
             todo="leave --server-url out, so that the engine is started here.",
         )
+    refuse_missing_gpus(spec.serving, read_machine())
+    choose_engine(spec.serving, subject.checkpoint)
     folder = store.begin(
         spec.kind, subject.checkpoint.slug, spec_hash(spec), {"spec": spec.model_dump(mode="json")}, "fresh"
     )
@@ -117,7 +122,7 @@ class _Run:
                     watch.end_phase()
                     memory = engine.memory()
                     self._counters = engine.expert_cache()
-                    self._require_expert_cache(engine.facts)
+                    require_expert_cache(serving, engine.facts, self._counters)
                     self._result = self._summarise(engine.load, warm)
                 finally:
                     engine.close()
@@ -126,19 +131,6 @@ class _Run:
         finally:
             self._telemetry = watch.summary().model_copy(update={"engine": memory})
         return None
-
-    def _require_expert_cache(self, facts: ModelFacts) -> None:
-        size, found = self._spec.serving.moe_expert_cache_size, self._counters
-        if found is None and facts.engaged.get("experts") == ALL_RESIDENT:
-            return
-        if size is not None and (found is None or found.size != size or not found.hits + found.misses):
-            raise NotEngaged(
-                f"An expert cache of {size} was asked for, and the engine used none."
-                if found is None or not found.hits + found.misses
-                else f"An expert cache of {size} was asked for, and the engine used one of {found.size}.",
-                cause="the engine ignored the setting.",
-                todo="update the engine or its plugin; `hlwq-eval doctor` shows what is installed.",
-            )
 
     def _begin(self, watch: Watch, name: str) -> None:
         watch.phase(name)

@@ -8,22 +8,20 @@ from evalsuite.core.errors import EvalError, UsageError
 from evalsuite.core.forecast import Forecast
 from evalsuite.core.geometry import Geometry
 from evalsuite.core.record import Machine
-from evalsuite.core.spec import SpeedSpec
+from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.engines.predict import predict_geometry, require_graphs
 from evalsuite.engines.select import choose_engine
 from evalsuite.run.subject import Subject
+from evalsuite.telemetry.gpu import count_visible, visible_gpus
+
+DEVICE_UNKNOWN = "a server that runs already does not tell its device"
 
 
 def refuse_impossible(chosen: Sequence[SpeedSpec], subjects: dict[str, Subject], machine: Machine) -> None:
     """Raises UsageError for the first cell that no engine on this machine can run as it was asked for."""
     for cell in chosen:
         serving = cell.serving
-        for gpu in serving.gpus:
-            if gpu >= len(machine.gpus):
-                raise UsageError(
-                    f"There is no GPU {gpu}: this machine has {len(machine.gpus)}.",
-                    todo="choose others with --gpus, or leave it out; `hlwq-eval doctor` lists them.",
-                )
+        refuse_missing_gpus(serving, machine)
         if serving.tensor_parallel_size > max(1, len(serving.gpus)) and serving.server_url is None:
             raise UsageError(
                 f"--tensor-parallel-size {serving.tensor_parallel_size} needs as many GPUs, and this machine "
@@ -35,6 +33,16 @@ def refuse_impossible(chosen: Sequence[SpeedSpec], subjects: dict[str, Subject],
         choose_engine(serving, subject.checkpoint)
         if not serving.enforce_eager and serving.server_url is None:
             require_graphs(subject.checkpoint, serving, bool(machine.gpus))
+
+
+def refuse_missing_gpus(serving: Serving, machine: Machine) -> None:
+    """Raises UsageError for a GPU that the machine has not, or that CUDA_VISIBLE_DEVICES hides."""
+    count = count_visible(len(machine.gpus))
+    if missing := [gpu for gpu in serving.gpus if gpu >= count]:
+        raise UsageError(
+            f"There is no GPU {missing[0]}: {count} can be used on this machine.",
+            todo="choose others with --gpus, or leave it out; `hlwq-eval doctor` lists them.",
+        )
 
 
 def forecast(
@@ -55,6 +63,8 @@ def _predict(
 ) -> Forecast:
     serving, workload = cell.serving, cell.workload
     name, _ = choose_engine(serving, subject.checkpoint)
+    if serving.server_url is not None:
+        return Forecast(cell, name, absent=DEVICE_UNKNOWN)
     gpu = serving.gpus[0] if serving.gpus else None
     try:
         geometry = predict_geometry(subject.checkpoint, serving)
@@ -67,7 +77,7 @@ def _predict(
         name,
         weights_bytes=geometry.device_bytes(size) // devices,
         request_bytes=requests // devices,
-        device_bytes=machine.ram_bytes if gpu is None else machine.gpus[gpu].memory_bytes,
+        device_bytes=machine.ram_bytes if gpu is None else machine.gpus[_index(gpu)].memory_bytes,
     )
     if bandwidth_of is None:
         return found
@@ -88,6 +98,11 @@ def _predict(
 def fits(cell: SpeedSpec, subject: Subject, machine: Machine) -> bool | None:
     """Whether a cell's weights and requests are less than its device has; None where that is not known."""
     return _predict(cell, subject, machine, None).fits
+
+
+def _index(gpu: int) -> int:
+    """In the driver's count, of one among the visible GPUs."""
+    return visible_gpus((gpu,), 1)[0]
 
 
 def _copied_bytes(geometry: Geometry, sequences: int) -> float:

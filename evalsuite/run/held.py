@@ -46,7 +46,9 @@ class HeldEngine:
         size = cell.serving.moe_expert_cache_size
         if error := self._refused.get(size):
             raise error
-        if self._engine is not None and size != self._size:
+        if size is None and self._size is not None:
+            self.drop()  # what the others are held against has never been through a cache
+        elif self._engine is not None and size != self._size:
             try:
                 self._engine.deadline_s = None
                 self._engine.resize_expert_cache(size)

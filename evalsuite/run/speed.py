@@ -22,6 +22,7 @@ from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.engines.process import ProcessGenerator
 from evalsuite.engines.select import choose_engine
 from evalsuite.run.cell import TOKENS, Cell, engaged
+from evalsuite.run.forecast import DEVICE_UNKNOWN
 from evalsuite.run.held import HeldEngine, Opener
 from evalsuite.run.idle import IdleMemory
 from evalsuite.run.lanes import Claim, Lanes
@@ -30,6 +31,7 @@ from evalsuite.run.resume import finished_cell
 from evalsuite.run.subject import Subject
 from evalsuite.store.folder import RunFolder, storage_errors
 from evalsuite.store.runs import ResumeMode, RunStore, utc_now
+from evalsuite.telemetry.gpu import visible_gpus
 from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.samples import LINES, PARQUET
 from evalsuite.telemetry.watch import Watch
@@ -90,7 +92,7 @@ class Sweep:
         self._bandwidths: dict[int | None, Bandwidth | EvalError] = {}
         self._engines: list[ProcessGenerator] = []
         self._stop, self._lock = threading.Event(), threading.Lock()
-        self._idle = IdleMemory(gpu for cell in chosen for gpu in cell.serving.gpus)
+        self._idle = IdleMemory(gpu for cell in chosen for gpu in _watched(cell.serving))
 
     def run(self) -> list[Finished]:
         """See `run_sweep`."""
@@ -112,11 +114,14 @@ class Sweep:
 
     def _run_group(self, group: list[SpeedSpec], others: tuple[int, ...]) -> None:
         gpus = group[0].serving.gpus
-        bandwidth = self._bandwidth(gpus[0] if gpus else None)
+        attached = group[0].serving.server_url is not None
+        bandwidth = EvalError(DEVICE_UNKNOWN) if attached else self._bandwidth(gpus[0] if gpus else None)
         busy = ", ".join(f"GPU {gpu}" for gpu in others)
         notes = (f"{busy} was measured at the same time",) if busy else ()
         with TemporaryDirectory(prefix="hlwq-eval-") as scratch:
-            held = HeldEngine(self._open, Path(scratch) / LOG, lambda: self._idle.wait(gpus))
+            held = HeldEngine(
+                self._open, Path(scratch) / LOG, lambda: self._idle.wait(_watched(group[0].serving))
+            )
             try:
                 for cell in group:
                     if self._stop.is_set():
@@ -141,9 +146,10 @@ class Sweep:
         record = self._blank(folder, cell, subject, notes)
         watch = Watch(
             folder.path,
-            lambda: held.pid,
-            cell.serving.gpus,
+            lambda: held.pid if cell.serving.server_url is None else None,  # its process is a client's
+            _watched(cell.serving),
             {"checkpoint": subject.checkpoint.weight_files()},
+            no_process="a server that runs already is not watched" if cell.serving.server_url else None,
         )
         try:
             try:
@@ -250,6 +256,11 @@ class Sweep:
         with self._lock:
             for engine in self._engines:
                 engine.kill()
+
+
+def _watched(serving: Serving) -> tuple[int, ...]:
+    """The cell's GPUs as the driver counts them."""
+    return visible_gpus(serving.gpus, 0)
 
 
 def outcome(record: Record) -> str:

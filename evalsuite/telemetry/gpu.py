@@ -50,12 +50,27 @@ def visible_gpus(wanted: Sequence[int], count: int) -> tuple[int, ...]:
         visible = list(range(pynvml.nvmlDeviceGetCount()))
     finally:
         pynvml.nvmlShutdown()
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = _listed()
     if listed is not None:
-        visible = [int(name) for name in listed.split(",") if name.strip().isdigit()]
+        visible = [int(name) for name in listed if name.isdigit()]
     if not wanted:
         return tuple(visible[:count])
     return tuple(visible[gpu] if gpu < len(visible) else gpu for gpu in wanted)
+
+
+def count_visible(count: int) -> int:
+    """How many of a machine's `count` GPUs CUDA_VISIBLE_DEVICES leaves visible, named by index or not."""
+    listed = _listed()
+    return count if listed is None else min(count, len(listed))
+
+
+def _listed() -> list[str] | None:
+    """Names in CUDA_VISIBLE_DEVICES; None where it is not set. A -1 hides what comes after it."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return [name for name in names[: names.index("-1") if "-1" in names else None] if name]
 
 
 class GpuProbe:

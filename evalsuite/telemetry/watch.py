@@ -47,6 +47,7 @@ class Watch:
         files: name to files and folders (`FileProbe` has more) whose page cache and disk space are followed.
         hz: fast samples a second.
         clock: monotonic seconds.
+        no_process: why there is no process to watch, where there will be none.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Watch:
         files: Mapping[str, Places] | None = None,
         hz: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        no_process: str | None = None,
     ) -> None:
         self._tree = ProcessTree(pid)
+        self._no_process = no_process or "the measured process ended before it could be read"
         self._in_process = pid == os.getpid()
         self._clock, self._began_s = clock, clock()
         self._file = SampleFile(out)
@@ -174,7 +177,7 @@ class Watch:
         absent = {name: reason for name, reason in reasons.items() if name not in tallies}
         for name in OF_THE_TREE:
             if name not in tallies:
-                absent.setdefault(name, "the measured process ended before it could be read")
+                absent.setdefault(name, self._no_process)
         if self._file.failure is not None:
             absent[PARQUET] = self._file.failure
 

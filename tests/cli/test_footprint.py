@@ -3,11 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from evalsuite.cli.footprint import gpu_indices
-from evalsuite.core.errors import UsageError
-
 
 def test_the_built_in_model_from_load_to_decode(shell, tmp_path: Path):
     short = ("--input-len", "16", "--output-len", "4", "--idle", "0.2")
@@ -41,12 +36,8 @@ def test_gpus_and_tensor_parallel_must_agree(shell):
     assert "--tensor-parallel-size" in run.stderr
 
 
-@pytest.mark.parametrize(("text", "found"), [(None, ()), ("0", (0,)), ("1, 0", (1, 0))])
-def test_indices_of_gpus(text: str | None, found: tuple[int, ...]):
-    assert gpu_indices(text) == found
-
-
-@pytest.mark.parametrize("text", ["", "a", "0,", "-1", "0,0", "²"])
-def test_what_is_no_list_of_gpus(text: str):
-    with pytest.raises(UsageError, match="no list of different GPU indices"):
-        gpu_indices(text)
+def test_a_gpu_that_is_not_there_is_refused_before_anything_loads(shell, tmp_path: Path):
+    run = shell("footprint", "demo", "--gpus", "63", "--results", str(tmp_path / "results"))
+    assert run.returncode == 2
+    assert "There is no GPU 63" in run.stderr
+    assert not (tmp_path / "results").exists()

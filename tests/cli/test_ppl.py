@@ -81,7 +81,8 @@ def test_tables_go_to_standard_output_without_json(cli, models, text):
 
 
 def test_default_protocol_and_limit_of_the_built_in_text():
-    from evalsuite.cli.ppl import default_corpus, with_default_limit
+    from evalsuite.cli.choices import default_corpus
+    from evalsuite.cli.ppl import with_default_limit
     from evalsuite.core.protocol import protocol
     from evalsuite.core.spec import PerplexitySpec
 

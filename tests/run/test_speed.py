@@ -19,12 +19,12 @@ def folders(bench):
     return sorted(path.name for path in bench.folder.glob("results/demo/*"))
 
 
-def test_a_sweep_of_three_sizes_loads_once(bench):
+def test_cached_sizes_share_a_load_and_the_uncached_one_never_held_a_cache(bench):
     chosen = bench.cells()
     found = bench.run(chosen)
     assert statuses(found) == {8: "ok", 16: "ok", None: "ok"}
     assert [f.record.spec_hash for f in found] == [spec_hash(cell) for cell in chosen]
-    assert len(bench.opened) == 1
+    assert len(bench.opened) == 2
     assert [done for done, _total, _text in bench.watcher.cells] == [1, 2, 3]
     for one in found:
         assert load_record(one.path) == one.record

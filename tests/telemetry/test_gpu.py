@@ -4,7 +4,7 @@ import pynvml
 import pytest
 
 from evalsuite.telemetry import gpu
-from evalsuite.telemetry.gpu import GpuProbe, visible_gpus
+from evalsuite.telemetry.gpu import GpuProbe, count_visible, visible_gpus
 from telemetry.nvml import FakeNvml
 
 GIB = 1 << 30
@@ -237,3 +237,14 @@ def test_which_gpus_an_engine_uses(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert visible_gpus(wanted, count) == found
     assert nvml.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"), [(None, 4), ("", 0), ("-1", 0), ("2,3", 2), ("2,-1,3", 1), ("GPU-1a2b, 0", 2)]
+)
+def test_how_many_gpus_are_left_visible(monkeypatch: pytest.MonkeyPatch, visible: str | None, found: int):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_visible(4) == found

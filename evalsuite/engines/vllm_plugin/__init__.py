@@ -10,7 +10,7 @@ methods.
 Without the setting nothing of vLLM is changed but three functions that look for it.
 """
 
-PROVIDES_CACHE: bool = True
+PROVIDES_CACHE = True  # a cache size given to vLLM is honoured
 
 
 def register() -> None:

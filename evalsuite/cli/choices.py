@@ -1,0 +1,113 @@
+"""Values that flags of several commands take, and how their texts are read."""
+
+import json
+from enum import StrEnum
+from typing import Any
+
+from evalsuite.core.errors import UsageError
+
+DEMO = "demo"
+ALL = "all"
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    vllm = "vllm"
+    server = "server"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class LoadFormat(StrEnum):
+    auto = "auto"
+    dummy = "dummy"
+
+
+class CachePolicy(StrEnum):
+    lru = "lru"
+    lfu = "lfu"
+    fifo = "fifo"
+    slru = "slru"
+    lfru = "lfru"
+
+
+class CacheStore(StrEnum):
+    pinned = "pinned"
+    disk = "disk"
+
+
+class Routing(StrEnum):
+    model = "model"
+    uniform_random = "uniform_random"
+
+
+def default_corpus(model: str | None, *others: str | None) -> str:
+    """The built-in text where the built-in model takes part, which no model stands for, else WikiText-2."""
+    return "builtin" if DEMO in (model or DEMO, *others) else "wikitext-2"
+
+
+def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
+    """Different whole numbers, separated by commas.
+
+    Raises:
+        UsageError: one of them is none, is too small, or comes twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
+        raise UsageError(
+            f"{flag} {text} is not a list of whole numbers from {least}.",
+            todo=f"write {flag} {least + 1},{least + 2} for two of them.",
+        )
+    found = tuple(map(int, parts))
+    if len(set(found)) < len(found):
+        raise UsageError(f"{flag} {text} names a value twice.", todo="leave one of them out.")
+    return found
+
+
+def sizes(flag: str, text: str) -> tuple[int | None, ...]:
+    """Different cache sizes, separated by commas, with None for ``all``, which comes last."""
+    parts = [part.strip() for part in text.split(",")]
+    given = [part for part in parts if part != ALL]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in given):
+        raise UsageError(
+            f"{flag} {text} is not a list of whole numbers from 1.", todo=f"try {flag} 8,64,all."
+        )
+    found = numbers(flag, ",".join(given), 1) if given else ()
+    if parts.count(ALL) > 1:
+        raise UsageError(f"{flag} {text} names a value twice.", todo="leave one of them out.")
+    return (*found, None) if len(given) < len(parts) else found
+
+
+def one_device(gpus: str | None, cause: str) -> str:
+    """The device that ``--gpus`` names, for what runs on a single one; ``auto`` without it.
+
+    Args:
+        cause: why it takes one.
+    """
+    if gpus is None:
+        return "auto"
+    if not (gpus.isascii() and gpus.isdigit()):
+        raise UsageError(
+            f"--gpus {gpus} is not the index of one GPU.",
+            cause=cause,
+            todo="give one index, such as --gpus 0.",
+        )
+    return f"cuda:{gpus}"
+
+
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """A JSON object; an empty one where nothing is given."""
+    example = """give a JSON object, such as '{"gdn_prefill_backend": "triton"}'."""
+    try:
+        value: Any = {} if text is None else json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} is not valid JSON.", cause=str(error), todo=example) from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{flag} is not a JSON object.", todo=example)
+    return value
