@@ -60,7 +60,7 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
                 )
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.4g}")
+        axes.yaxis.set_major_formatter("{x:,.6g}")
         axes.minorticks_off()
         axes.margins(x=0.08)
         axes.set_xticks(range(len(sizes)), ["all, no cache" if size is None else str(size) for size in sizes])
