@@ -21,6 +21,7 @@ from evalsuite.report.speed import (
     forecast_table,
     graph_ratios,
     latency_table,
+    load_table,
     mode_pairs,
     speed_table,
 )
@@ -136,7 +137,7 @@ def _show(screen: Screen, store: RunStore, finished: Sequence[Finished]) -> None
     everywhere = [*rows, *rows_of_other_devices(store, rows)]
     tables: list[Table[Any]] = []
     if rows:
-        tables += [speed_table(rows), latency_table(rows)]
+        tables += [speed_table(rows), latency_table(rows), load_table(rows)]
         if table := device_table(everywhere):
             tables.append(table)
     failed = [one.record for one in finished if one.record.status != "ok"]

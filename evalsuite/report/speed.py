@@ -125,7 +125,7 @@ def speed_table(rows: Sequence[Row]) -> Table[Row]:
 
 
 def latency_table(rows: Sequence[Row]) -> Table[Row]:
-    """Times of first and later tokens, throughput of all requests together, and loading."""
+    """Times of first and later tokens, and throughput of all requests together."""
     settings, shared = _settings(rows)
     columns = [
         *settings,
@@ -135,14 +135,33 @@ def latency_table(rows: Sequence[Row]) -> Table[Row]:
         Column[Row]("p99", lambda r: _ms(r.result.itl_p99_s), "ms", "lower"),
         Column[Row]("output", lambda r: _pm(r.result.output_tokens_per_s), "tok/s", "higher"),
         Column[Row]("prefill", lambda r: _pm(r.result.prefill_tokens_per_s), "tok/s", "higher"),
-        Column[Row]("load", _load, "s"),
     ]
     return Table(
         "Latency and throughput",
         columns,
         rows,
         f"{shared} Output: tokens of all requests from first submission to last token. Prefill: prompt "
-        "tokens to the last first token. A warm load finds the checkpoint in the page cache.",
+        "tokens to the last first token.",
+    )
+
+
+def load_table(rows: Sequence[Row]) -> Table[Row]:
+    """How long loading took, in the engine's own parts; a part that it does not report shows a dash."""
+    settings, shared = _settings(rows)
+    columns = [
+        *settings,
+        Column[Row]("load", lambda r: _seconds(r.result.load.total_s), "s", "lower"),
+        Column[Row]("weights", lambda r: _seconds(r.result.load.weights_s), "s", "lower"),
+        Column[Row]("compile", lambda r: _seconds(r.result.load.compile_s), "s", "lower"),
+        Column[Row]("warm-up", lambda r: _seconds(r.result.load.warmup_s), "s", "lower"),
+        Column[Row]("page cache", _resident),
+    ]
+    return Table(
+        "Loading",
+        columns,
+        rows,
+        f"{shared} Cells that differ in cache size or concurrency may share one load. Page cache: share of "
+        "the checkpoint in it before; a load is warm from one half, else cold.",
     )
 
 
@@ -285,14 +304,15 @@ def _agreement(row: Row) -> Cell:
     return NOT_MEASURED if row.agreement is None else Cell(f"{100 * row.agreement:.1f}")
 
 
-def _load(row: Row) -> Cell:
-    load = row.result.load
-    if load.total_s is None:
+def _seconds(value: float | None) -> Cell:
+    return NOT_MEASURED if value is None else Cell(f"{value:.1f}")
+
+
+def _resident(row: Row) -> Cell:
+    share = row.result.load.resident_share
+    if share is None:
         return NOT_MEASURED
-    if load.resident_share is None:
-        return Cell(f"{load.total_s:.1f}")
-    kind = "warm" if load.resident_share > 0.5 else "cold"
-    return Cell(f"{load.total_s:.1f} {kind}")
+    return Cell(f"{100 * share:.0f} %, {'warm' if share >= 0.5 else 'cold'}")
 
 
 def _bytes(count: int | None) -> Cell:

@@ -161,7 +161,9 @@ def test_of_a_running_server_what_it_does_not_tell_is_absent(tmp_path):
         assert memory.kv_cache_bytes is None
         assert "does not tell" in memory.absent["engine"]
         assert loaded.expert_cache() is None
-        assert loaded.facts.engaged == {"vllm": "0.32.0", "server": "attached", "max_model_len": 512}
+        assert loaded.facts.engaged == {
+            "vllm": "0.32.0", "server": "attached", "mode": "unknown", "max_model_len": 512,
+        }  # fmt: skip
         assert any("not known" in warning for warning in loaded.facts.warnings)
         with pytest.raises(UsageError):
             loaded.resize_expert_cache(4)

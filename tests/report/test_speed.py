@@ -1,5 +1,7 @@
 """Tables and pictures of a sweep, from records made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from evalsuite.report.speed import (
     forecast_table,
     graph_ratios,
     latency_table,
+    load_table,
     speed_table,
 )
 from evalsuite.report.speed_plots import cache_curves, mode_bars
@@ -91,7 +94,17 @@ def test_numbers_are_rounded_by_their_uncertainty_and_carry_units():
     latency = latency_table([row()])
     assert column(latency, "TTFT") == ["12.3"]
     assert column(latency, "p99") == ["1,500"]
-    assert column(latency, "load") == ["12.0 warm"]
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.99, "99 %, warm"), (0.2, "20 %, cold"), (None, "—")])
+def test_loading_is_split_as_the_engine_reports_it(share, said):
+    one = row()
+    load = LoadTimes(total_s=12.0, weights_s=4.04, warmup_s=3.0, resident_share=share)
+    record = one.record.model_copy(update={"results": one.result.model_copy(update={"load": load})})
+    table = load_table([replace(one, record=record)])
+    assert [column(table, name) for name in ("load", "weights", "compile", "warm-up", "page cache")] == [
+        ["12.0"], ["4.0"], ["—"], ["3.0"], [said],
+    ]  # fmt: skip
 
 
 def test_a_pair_of_eager_and_graphs_is_the_first_that_is_said():
