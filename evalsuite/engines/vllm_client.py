@@ -134,6 +134,9 @@ class CompletionsClient:
                 result = self._stream(tokens, output_len, partial(events.put, _Event(place, None)))
             except EvalError as error:
                 events.put(_Event(place, error))
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                strange = EngineDied(f"{self.url} streams what no vLLM server does.", cause=first_line(error))
+                events.put(_Event(place, strange))
             else:
                 events.put(_Event(place, result))
 
