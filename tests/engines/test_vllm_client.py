@@ -100,6 +100,13 @@ class TestFailures:
             loaded.generate(prompts(2), 6, nothing)
         assert "--server-url" in caught.value.todo
 
+    def test_a_stream_that_no_vllm_sends(self, tmp_path):
+        with (
+            generator(Script([(0.0, [[{"token": 7}]])]), tmp_path) as loaded,
+            pytest.raises(EngineDied, match="streams what no vLLM server does"),
+        ):
+            loaded.generate(prompts(), 6, nothing)
+
     def test_a_request_that_is_refused(self, tmp_path):
         script = Script(status=400, message="max_tokens=6 cannot be greater than max_model_len=3")
         with generator(script, tmp_path) as loaded, pytest.raises(UsageError) as caught:
