@@ -16,8 +16,25 @@ COMMANDS = re.findall(r"^hlwq-eval (.+?)(?: +#.*)?$", README, re.M)
 RUN_HERE = [c for c in COMMANDS if "--explain" in c]
 
 
-def test_tables_are_those_of_the_records():
-    assert render(README, ROOT / "results") == README, "run: python -m evalsuite.report.readme"
+@pytest.fixture
+def kept_records(tmp_path):
+    """The records that belong to the project, without those that somebody's own runs have added."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "results/*/run.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout: it cannot be told which records belong to the project")
+    for folder in {(ROOT / name).parent for name in listed.stdout.splitlines()}:
+        (tmp_path / folder.parent.name).mkdir(exist_ok=True)
+        (tmp_path / folder.parent.name / folder.name).symlink_to(folder)
+    return tmp_path
+
+
+def test_tables_are_those_of_the_records(kept_records):
+    assert render(README, kept_records) == README, "run: python -m evalsuite.report.readme"
 
 
 def test_there_are_commands_to_try():
