@@ -17,7 +17,7 @@ import psutil
 from evalsuite.core.errors import MissingDependency, ModelError, UsageError
 from evalsuite.core.spec import Serving
 from evalsuite.data.models import Checkpoint
-from evalsuite.engines import vllm_plugin
+from evalsuite.engines.vllm_plugin.versions import find_adapter
 from evalsuite.telemetry.machine import package_version, read_gpus
 
 INSTALL = (
@@ -57,11 +57,6 @@ def require_vllm() -> str:
 
 def built_for_cpu() -> bool:
     return "cpu" in require_vllm()
-
-
-def plugin_provides_cache() -> bool:
-    """Whether this package's vLLM plugin brings an expert cache to a vLLM that has none."""
-    return vllm_plugin.PROVIDES_CACHE
 
 
 @cache
@@ -267,18 +262,12 @@ def _expert_cache(
         )
     if CACHE_SIZE in fields:
         return _fork_cache(serving, size), {}
-    if plugin_provides_cache():
-        return {}, {
-            CACHE_SIZE: size,
-            CACHE_POLICY: serving.moe_expert_cache_policy,
-            CACHE_STORE: serving.moe_expert_store,
-        }
-    raise UsageError(
-        f"The installed vLLM {require_vllm()} has no expert cache, so --moe-expert-cache-size {size} would "
-        "do nothing.",
-        cause="stock vLLM has none, and this version of hlwq-eval brings none to it.",
-        todo="use --engine torch, or leave the cache size out.",
-    )
+    find_adapter(require_vllm())
+    return {}, {
+        CACHE_SIZE: size,
+        CACHE_POLICY: serving.moe_expert_cache_policy,
+        CACHE_STORE: serving.moe_expert_store,
+    }
 
 
 def _fork_cache(serving: Serving, size: int) -> dict[str, Any]:

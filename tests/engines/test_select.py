@@ -44,7 +44,6 @@ def installed(monkeypatch):
             monkeypatch.setattr(module, "find_spec", lambda _: object() if version else None)
         monkeypatch.setattr(vllm_arguments, "engine_fields", lambda: frozenset(fields))
         monkeypatch.setattr(vllm_arguments, "read_gpus", lambda: (listed, "580", "13.0"))
-        monkeypatch.setattr(vllm_arguments, "plugin_provides_cache", lambda: False)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     return make
@@ -57,7 +56,7 @@ def installed(monkeypatch):
         (None, 1, {}, "torch", "not installed"),
         ("0.32.0+cpu", 0, {}, "torch", "built for the CPU"),
         ("0.26.0", 0, {}, "torch", "there is none"),
-        ("0.26.0", 1, {"moe_expert_cache_size": 4}, "torch", "no expert cache"),
+        ("0.99.0", 1, {"moe_expert_cache_size": 4}, "torch", "does not know vLLM"),
         ("0.26.0", 1, {"engine": "vllm"}, "vllm", "asked for"),
         ("0.32.0+cpu", 0, {"engine": "vllm"}, "vllm", "asked for"),
         ("0.26.0", 1, {"engine": "server"}, "server", "asked for"),
@@ -78,7 +77,7 @@ def test_choice(installed, whole, version, gpus, serving, engine, why):
     [
         (None, {"engine": "vllm"}, MissingDependency, "vLLM is not installed"),
         (None, {"engine": "server"}, MissingDependency, "vLLM is not installed"),
-        ("0.26.0", {"engine": "vllm", "moe_expert_cache_size": 4}, UsageError, "no expert cache"),
+        ("0.99.0", {"engine": "vllm", "moe_expert_cache_size": 4}, UsageError, "does not know vLLM"),
         ("0.26.0", {"engine": "vllm", "gpus": (3,)}, UsageError, "no GPU 3"),
         ("0.26.0", {"engine": "torch", "server_url": "http://x"}, UsageError, "uses no server"),
     ],

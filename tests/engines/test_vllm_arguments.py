@@ -18,7 +18,6 @@ from evalsuite.engines.vllm_arguments import (
     engine_arguments,
     engine_environment,
     engine_fields,
-    plugin_provides_cache,
     require_vllm,
     vllm_installed,
 )
@@ -130,16 +129,14 @@ class TestArguments:
 
 
 class TestExpertCache:
-    def test_stock_vllm_has_none_and_says_so(self, checkpoint, machine, monkeypatch):
-        machine()
-        monkeypatch.setattr(vllm_arguments, "plugin_provides_cache", lambda: False)
-        with pytest.raises(UsageError, match="no expert cache") as caught:
+    def test_a_vllm_that_the_plugin_does_not_know_is_refused(self, checkpoint, machine):
+        machine(version="0.99.0")
+        with pytest.raises(UsageError, match="does not know vLLM") as caught:
             engine_arguments(checkpoint(MOE), Serving(moe_expert_cache_size=8))
         assert caught.value.todo
 
-    def test_through_the_plugin(self, checkpoint, machine, monkeypatch):
+    def test_through_the_plugin(self, checkpoint, machine):
         machine()
-        monkeypatch.setattr(vllm_arguments, "plugin_provides_cache", lambda: True)
         serving = Serving(
             moe_expert_cache_size=8, moe_expert_cache_policy="lfu", moe_expert_store="disk",
             additional_config={"a": 1},
@@ -194,9 +191,6 @@ class TestExpertCache:
         warnings = cache_warnings(MOE, Serving(moe_expert_cache_size=size))
         assert len(warnings) == bool(said)
         assert all(said in warning for warning in warnings)
-
-    def test_the_plugin_answers_for_itself(self):
-        assert isinstance(plugin_provides_cache(), bool)
 
 
 class TestDevices:

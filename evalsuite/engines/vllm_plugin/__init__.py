@@ -10,8 +10,6 @@ methods.
 Without the setting nothing of vLLM is changed but three functions that look for it.
 """
 
-PROVIDES_CACHE = True  # a cache size given to vLLM is honoured
-
 
 def register() -> None:
     """Called by vLLM in each of its processes; may be called more than once."""
