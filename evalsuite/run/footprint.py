@@ -18,9 +18,10 @@ from evalsuite.measure.footprint import live
 from evalsuite.run.cell import require_expert_cache
 from evalsuite.run.forecast import refuse_missing_gpus
 from evalsuite.run.perplexity import DEMO_WARNING
+from evalsuite.run.record import new_record
 from evalsuite.run.subject import Subject
 from evalsuite.store.folder import RunFolder
-from evalsuite.store.runs import RunStore, utc_now
+from evalsuite.store.runs import RunStore
 from evalsuite.telemetry.disk import hub_cache_bytes
 from evalsuite.telemetry.gpu import visible_gpus
 from evalsuite.telemetry.machine import read_machine
@@ -167,22 +168,17 @@ class _Run:
         """As far as the run came."""
         facts = self._engine.facts if self._engine else None
         demo = (DEMO_WARNING,) if self._spec.model == "demo" else ()
-        return Record(
-            run_id=self._folder.run_id,
-            kind=self._spec.kind,
-            status="ok" if error is None else status_of(error),
-            started=self._folder.started,
-            finished=utc_now(),
-            spec=self._spec.model_dump(mode="json"),
-            spec_hash=spec_hash(self._spec),
-            machine=read_machine(),
-            model=facts,
-            text=self._subject.text,
-            results=self._result,
-            expert_cache=self._counters,
-            telemetry=self._telemetry,
-            engaged=facts.engaged if facts else {},
-            warnings=(*demo, *self._subject.warnings, *(facts.warnings if facts else ())),
-            error=str(error) if isinstance(error, EvalError) else None,
-            files=tuple(name for name in (PARQUET, LOG) if (self._folder.path / name).is_file()),
+        status = "ok" if error is None else status_of(error)
+        return new_record(self._folder, self._spec, status).model_copy(
+            update={
+                "model": facts,
+                "text": self._subject.text,
+                "results": self._result,
+                "expert_cache": self._counters,
+                "telemetry": self._telemetry,
+                "engaged": facts.engaged if facts else {},
+                "warnings": (*demo, *self._subject.warnings, *(facts.warnings if facts else ())),
+                "error": str(error) if isinstance(error, EvalError) else None,
+                "files": tuple(name for name in (PARQUET, LOG) if (self._folder.path / name).is_file()),
+            }
         )

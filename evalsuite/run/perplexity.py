@@ -21,9 +21,9 @@ from evalsuite.engines.scorers import ScorerChoice, check_scorer, choose_scorer,
 from evalsuite.engines.tokenizer import LoadedTokenizer, load_tokenizer
 from evalsuite.measure.divergence import compare, require_comparable
 from evalsuite.measure.perplexity import Progress, score_windows, summarise
+from evalsuite.run.record import new_record
 from evalsuite.store.folder import RunFolder
-from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows, utc_now
-from evalsuite.telemetry.machine import read_machine
+from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows
 from evalsuite.telemetry.probes import free_disk_bytes
 
 DEMO_WARNING = "the built-in model: a small mixture of experts that shows how the suite works"
@@ -175,19 +175,13 @@ def run_compare(
     folder = store.begin(
         spec.kind, candidate.parent.name, spec_hash(spec), {"spec": spec.model_dump()}, "fresh"
     )
-    record = Record(
-        run_id=folder.run_id,
-        kind=spec.kind,
-        status="ok",
-        started=folder.started,
-        finished=utc_now(),
-        spec=spec.model_dump(),
-        spec_hash=spec_hash(spec),
-        protocol=records[0].protocol,
-        machine=read_machine(),
-        model=records[1].model,
-        text=records[1].text,
-        results=result,
+    record = new_record(folder, spec, "ok").model_copy(
+        update={
+            "protocol": records[0].protocol,
+            "model": records[1].model,
+            "text": records[1].text,
+            "results": result,
+        }
     )
     return Finished(folder.finish(record), record)
 
@@ -214,21 +208,17 @@ def _record(
     warnings = facts.warnings if facts else ()
     if spec.model == "demo":
         warnings = (DEMO_WARNING, *warnings)
-    return Record(
-        run_id=folder.run_id,
-        kind=spec.kind,
-        status=status,
-        started=folder.started,
-        finished=utc_now(),
-        spec=spec.model_dump(mode="json"),
-        spec_hash=spec_hash(spec),
-        protocol=spec.protocol,
-        machine=read_machine(),
-        model=facts,
-        text=text.facts,
-        engaged={"engine": choice.engine, "engine_why": choice.why} | (facts.engaged if facts else {}),
-        warnings=warnings,
-        files=tuple(name for name in ("windows.parquet", *(HIDDEN_AND_HEAD if spec.keep_hidden else ()))),
+    return new_record(folder, spec, status).model_copy(
+        update={
+            "protocol": spec.protocol,
+            "model": facts,
+            "text": text.facts,
+            "engaged": {"engine": choice.engine, "engine_why": choice.why} | (facts.engaged if facts else {}),
+            "warnings": warnings,
+            "files": tuple(
+                name for name in ("windows.parquet", *(HIDDEN_AND_HEAD if spec.keep_hidden else ()))
+            ),
+        }
     )
 
 

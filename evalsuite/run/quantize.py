@@ -20,9 +20,10 @@ from evalsuite.quant.plan import Plan, plan_geometry, plan_shards
 from evalsuite.quant.quality import QuantReport, merged
 from evalsuite.quant.recipe import Recipe
 from evalsuite.quant.rules import family
+from evalsuite.run.record import new_record
 from evalsuite.store.folder import RunFolder, storage_errors
-from evalsuite.store.runs import RunStore, utc_now
-from evalsuite.telemetry.machine import package_version, read_machine
+from evalsuite.store.runs import RunStore
+from evalsuite.telemetry.machine import package_version
 
 TENSORS = "tensors.parquet"
 
@@ -197,14 +198,4 @@ def _write_rows(folder: RunFolder, report: QuantReport) -> None:
 
 
 def _record(folder: RunFolder, spec: QuantizeSpec, status: Status, files: tuple[str, ...]) -> Record:
-    return Record(
-        run_id=folder.run_id,
-        kind=spec.kind,
-        status=status,
-        started=folder.started,
-        finished=utc_now(),
-        spec=spec.model_dump(mode="json"),
-        spec_hash=spec_hash(spec),
-        machine=read_machine(),
-        files=files,
-    )
+    return new_record(folder, spec, status).model_copy(update={"files": files})

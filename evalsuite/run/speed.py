@@ -27,6 +27,7 @@ from evalsuite.run.held import HeldEngine, Opener
 from evalsuite.run.idle import IdleMemory
 from evalsuite.run.lanes import Claim, Lanes
 from evalsuite.run.perplexity import DEMO_WARNING, Finished
+from evalsuite.run.record import new_record
 from evalsuite.run.resume import finished_cell
 from evalsuite.run.subject import Subject
 from evalsuite.store.folder import RunFolder, storage_errors
@@ -211,17 +212,12 @@ class Sweep:
 
     def _blank(self, folder: RunFolder, cell: SpeedSpec, subject: Subject, notes: tuple[str, ...]) -> Record:
         demo = (DEMO_WARNING,) if cell.model == "demo" else ()
-        return Record(
-            run_id=folder.run_id,
-            kind=cell.kind,
-            status="running",
-            started=utc_now(),
-            finished=utc_now(),
-            spec=cell.model_dump(mode="json"),
-            spec_hash=spec_hash(cell),
-            machine=self._machine,
-            text=subject.text,
-            warnings=(*demo, *subject.warnings, *notes),
+        return new_record(folder, cell, "running", self._machine).model_copy(
+            update={
+                "started": utc_now(),  # of this attempt: an earlier one may have broken off in this folder
+                "text": subject.text,
+                "warnings": (*demo, *subject.warnings, *notes),
+            }
         )
 
     def _keep_files(self, folder: RunFolder, log: Path, start: int) -> tuple[str, ...]:
