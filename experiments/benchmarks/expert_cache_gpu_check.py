@@ -6,7 +6,7 @@
 Runs anywhere that vLLM runs, installed or beside the repository on PYTHONPATH; everything is in one process
 (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that a call registers the plugin. For INT4 (Marlin) and BF16 experts,
 eager and with CUDA graphs, at every cache size: greedy tokens and prompt log-probabilities against no cache,
-X
+and counters against the policies replayed over the routing of the same steps.
 
 A step that fits computes what it would without a cache, so its differences should be 0; a step that needs
 several groups adds bfloat16 sums in another order, and where two experts of these random routers are almost
