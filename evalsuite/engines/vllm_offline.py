@@ -119,14 +119,19 @@ class VllmGenerator:
         return [Generated(np.array(ids[n]), submitted[n], np.array(times[n])) for n in requests]
 
     def resize_expert_cache(self, size: int | None) -> None:
-        if not self._cached or not self._arguments["enforce_eager"]:
+        config = self._llm.llm_engine.vllm_config
+        if not self._cached or (config.use_v2_model_runner and not self._arguments["enforce_eager"]):
             raise UsageError(
                 f"vLLM {require_vllm()} cannot give every layer {size or 'all'} expert slots without loading "
                 "again.",
-                cause="it was loaded without an expert cache, or CUDA graphs hold the slots that there are.",
+                cause="it was loaded without an expert cache, or its second model runner holds CUDA graphs.",
                 todo="load it anew for each size.",
             )
-        client.resize(self._llm, size)
+        with self._explaining(
+            f"vLLM could not give every layer of {self._name} {size or 'all'} expert slots."
+        ):
+            client.resize(self._llm, size)
+            self._workers = self._llm.collective_rpc("hlwq_facts")
 
     def reset_counters(self) -> None:
         self._llm.collective_rpc("hlwq_reset_peaks")

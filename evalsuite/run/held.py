@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evalsuite.core.errors import EvalError, UsageError
+from evalsuite.core.errors import EvalError, OutOfMemory, UsageError
 from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.core.speed import LoadTimes
 from evalsuite.engines.process import ProcessGenerator
@@ -52,7 +52,7 @@ class HeldEngine:
             try:
                 self._engine.deadline_s = None
                 self._engine.resize_expert_cache(size)
-            except UsageError:
+            except (UsageError, OutOfMemory):  # loaded anew, there is less beside the slots
                 self.drop()
         if self._engine is None:
             self.warnings = self._before()

@@ -6,7 +6,8 @@
 Runs anywhere that vLLM runs, installed or beside the repository on PYTHONPATH; everything is in one process
 (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that a call registers the plugin. For INT4 (Marlin) and BF16 experts,
 eager and with CUDA graphs, at every cache size: greedy tokens and prompt log-probabilities against no cache,
-and counters against the policies replayed over the routing of the same steps.
+and in eager mode counters against the policies replayed over the routing of the same steps. One engine goes
+through all sizes; CUDA graphs are captured again for each.
 
 A step that fits computes what it would without a cache, so its differences should be 0; a step that needs
 several groups adds bfloat16 sums in another order, and where two experts of these random routers are almost
@@ -41,7 +42,6 @@ from evalsuite.experts.policy import make_policy  # noqa: E402
 
 EXPERTS, TOP_K, VOCABULARY = 32, 4, 512
 SIZES = [1, TOP_K, 8, 16, EXPERTS - 1]
-GRAPHS = [("lru", TOP_K), ("lfru", 8), ("lru", 16)]  # an engine each
 PROMPTS = [[(7 * i + 3 * j * j) % VOCABULARY for i in range(n)] for j, n in enumerate((1, 2, 5, 24, 90))]
 
 
@@ -181,16 +181,16 @@ def check(kind: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
                 stop(llm)
     if "graphs" in arguments.modes:
         alone, together = baseline(kind, "graphs", folder, rows)
-        for policy, size in GRAPHS:
-            if policy not in arguments.policies or size not in arguments.sizes:
-                continue
-            llm = start(folder, True, cache_size=size, cache_policy=policy)
-            row = {"kind": kind, "mode": "graphs", "policy": policy, "size": size}
-            mine = answers(llm, together=False)
-            if (policy, size) in alone_counts:
-                row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
-            rows.append(compare(row | {"what": "alone"}, mine, alone, size))
-            rows.append(compare(row | {"what": "together"}, answers(llm, together=True), together))
+        for policy in arguments.policies:
+            llm = start(folder, True, cache_size=arguments.sizes[0], cache_policy=policy)
+            for size in arguments.sizes:
+                llm.collective_rpc("resize_expert_cache", args=(size,))
+                row = {"kind": kind, "mode": "graphs", "policy": policy, "size": size}
+                mine = answers(llm, together=False)
+                if (policy, size) in alone_counts:
+                    row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
+                rows.append(compare(row | {"what": "alone"}, mine, alone, size))
+                rows.append(compare(row | {"what": "together"}, answers(llm, together=True), together))
             stop(llm)
     return rows
 

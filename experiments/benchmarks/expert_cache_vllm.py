@@ -13,8 +13,8 @@ measured copy bandwidth from pinned memory,
 Routing decides the hit rate h, so each row names it: `uniform_random` is vLLM's own simulation (with
 replacement), `zipf:S` draws top-k different experts of every token with probabilities ∝ rank^−S, independent
 of the token before, and `model` is the random router itself, which is deterministic: its rows compare their
-tokens with the tokens of every expert resident. Each cell is a process of its own; FILE.json is written after
-each, and cells that it has already are not run again.
+tokens with the tokens of every expert resident. Sizes of one routing, mode, policy and store share an engine
+in a process of its own; FILE.json is written after each, and cells that it has already are not run again.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,40 +45,59 @@ def main() -> None:
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.6)
     parser.add_argument("--profile", action="store_true", help="add the GPU kernels that take longest")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--cells", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.cell:
-        print("CELL " + json.dumps(run_cell(json.loads(arguments.cell), arguments)))
+    if arguments.cells:
+        for row in run_cells(json.loads(arguments.cells), arguments):
+            print("CELL " + json.dumps(row), flush=True)
         return
     rows: list[dict[str, Any]] = (
         json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     )
-    for cell in plan(arguments):
-        if any(all(row.get(k) == v for k, v in cell.items()) and "error" not in row for row in rows):
+    log = arguments.out.with_suffix(".log")
+    for cells in plan(arguments):
+        left = [cell for cell in cells if not is_done(rows, cell)]
+        if not left:
             continue
-        began = time.perf_counter()
-        command = [sys.executable, __file__, *sys.argv[1:], "--cell", json.dumps(cell)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment(cell))
-        lines = [line for line in done.stdout.splitlines() if line.startswith("CELL ")]
-        measured = json.loads(lines[-1][5:]) if lines else {"error": (done.stderr + done.stdout)[-3000:]}
-        rows.append(cell | measured | {"wall_s": time.perf_counter() - began})
-        add_bounds(rows)
-        arguments.out.write_text(json.dumps({"geometry": arguments.geometry.name, "rows": rows}, indent=1))
-        shown = {k: v for k, v in rows[-1].items() if k not in ("tokens", "profile", "start_log")}
-        print(json.dumps(shown), flush=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--cells", json.dumps(left)]
+        with log.open("a") as errors, subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(left[0])
+        ) as engine:  # fmt: skip
+            assert engine.stdout is not None
+            for line in engine.stdout:
+                if line.startswith("CELL "):
+                    keep(rows, json.loads(line[5:]), arguments)
+                else:
+                    errors.write(line)
+        for cell in left:
+            if not is_done(rows, cell):
+                keep(rows, cell | {"error": f"exit {engine.returncode}, see {log.name}"}, arguments)
 
 
-def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    cells: list[dict[str, Any]] = []
+def is_done(rows: list[dict[str, Any]], cell: dict[str, Any]) -> bool:
+    return any("error" not in row and all(row.get(k) == v for k, v in cell.items()) for row in rows)
+
+
+def keep(rows: list[dict[str, Any]], row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    rows.append(row)
+    add_bounds(rows)
+    arguments.out.write_text(json.dumps({"geometry": arguments.geometry.name, "rows": rows}, indent=1))
+    print(json.dumps({k: v for k, v in row.items() if k not in ("tokens", "profile")}), flush=True)
+
+
+def plan(arguments: argparse.Namespace) -> list[list[dict[str, Any]]]:
+    """Cells that share an engine, which goes through all sizes."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for routing in arguments.routing.split(","):
         for mode in arguments.modes.split(","):
             for size in arguments.sizes.split(","):
                 for policy in arguments.policies.split(",") if size != "all" else [""]:
                     for store in arguments.stores.split(",") if size != "all" else [""]:
-                        cells.append(
-                            {"routing": routing, "mode": mode, "size": size, "policy": policy, "store": store}
-                        )
-    return cells
+                        cell = {
+                            "routing": routing, "mode": mode, "size": size, "policy": policy, "store": store,
+                        }  # fmt: skip
+                        groups.setdefault((routing, mode, policy, store), []).append(cell)
+    return list(groups.values())
 
 
 def environment(cell: dict[str, Any]) -> dict[str, str]:
@@ -91,33 +111,47 @@ def environment(cell: dict[str, Any]) -> dict[str, str]:
     return os.environ | ours
 
 
-def run_cell(cell: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start one engine and time it."""
-    import torch
-    from vllm import LLM, SamplingParams
+def run_cells(cells: list[dict[str, Any]], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Start one engine and time it at every size."""
+    from vllm import LLM
     from vllm.engine import arg_utils  # noqa: F401 (what the plugin extends)
 
     from evalsuite.engines.vllm_plugin import register
 
     register()
-    prepare(cell["routing"])
+    first = cells[0]
+    prepare(first["routing"])
     additional: dict[str, Any] = {"gdn_prefill_backend": "triton"}
-    cached = cell["size"] != "all"
-    if cached:
+    if first["size"] != "all":
         additional |= {
-            "moe_expert_cache_size": int(cell["size"]), "moe_expert_cache_policy": cell["policy"],
-            "moe_expert_store": cell["store"],
+            "moe_expert_cache_size": int(first["size"]), "moe_expert_cache_policy": first["policy"],
+            "moe_expert_store": first["store"],
         }  # fmt: skip
     began = time.perf_counter()
     llm = LLM(
         model=str(arguments.geometry), load_format="dummy", skip_tokenizer_init=True,
         language_model_only=True,
         max_model_len=2048, max_num_seqs=4, max_num_batched_tokens=2048, enable_prefix_caching=False, seed=0,
-        enforce_eager=cell["mode"] == "eager", additional_config=additional,
+        enforce_eager=first["mode"] == "eager", additional_config=additional,
         gpu_memory_utilization=arguments.gpu_memory_utilization,
         compilation_config={"cudagraph_capture_sizes": [1, 2, 4]},
     )  # fmt: skip
-    result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "load_s": time.perf_counter() - began}
+    load_s = time.perf_counter() - began
+    for cell in cells:
+        began = time.perf_counter()
+        if cell is not first:
+            llm.collective_rpc("resize_expert_cache", args=(int(cell["size"]),))
+        resize_s = time.perf_counter() - began
+        yield cell | {"load_s": load_s, "resize_s": resize_s} | run_cell(llm, cell, arguments)
+
+
+def run_cell(llm: Any, cell: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time one size."""
+    import torch
+    from vllm import SamplingParams
+
+    cached = cell["size"] != "all"
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name()}
     prompt = {"prompt_token_ids": [(37 * i + 11) % 1000 for i in range(INPUT_LEN)]}
 
     def timed(output_len: int) -> tuple[float, list[int], dict[str, int]]:

@@ -30,9 +30,5 @@ def reset_counters(engine: Workers) -> None:
 
 
 def resize(engine: Workers, size: int | None) -> None:
-    """Give every layer this many empty slots; None is one for each expert.
-
-    Raises:
-        UsageError: CUDA graphs are captured (as vLLM hands it on from the worker).
-    """
+    """Give every layer this many empty slots, in CUDA graphs too; None is one for each expert."""
     engine.collective_rpc("resize_expert_cache", args=(size,))

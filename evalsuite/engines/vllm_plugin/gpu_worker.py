@@ -3,7 +3,10 @@
 from typing import Any
 
 import torch
+from vllm.compilation.breakable_cudagraph import BreakableCUDAGraphWrapper
+from vllm.compilation.cuda_graph import CUDAGraphWrapper
 from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.workspace import unlock_workspace
 
 from evalsuite.engines.vllm_plugin import marlin_order, triton_tiles
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
@@ -32,6 +35,23 @@ class CachedGPUWorker(CacheReports, Worker):
             for row, cache in zip(self._counts, self._on_device, strict=True):
                 cache.token_limit, cache.counts = first.token_limit, row
         return loaded
+
+    def resize_expert_cache(self, size: int | None) -> None:
+        """Give every layer this many empty slots, and capture the CUDA graphs, which hold slots, again."""
+        graphs = not self.vllm_config.model_config.enforce_eager
+        if graphs:
+            CUDAGraphWrapper.clear_all_graphs()
+            BreakableCUDAGraphWrapper.clear_all_graphs()
+        before = self._slot_bytes()
+        super().resize_expert_cache(size)
+        self.model_runner.model_memory_usage += self._slot_bytes() - before
+        if graphs:
+            unlock_workspace()
+            self.model_runner.capture_model()
+            self.clear_expert_cache()  # what the capture was routed to is nobody's request
+
+    def _slot_bytes(self) -> int:
+        return sum(slots.nbytes for cache in self._caches() for slots in cache.slots.values())
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if self._on_device:

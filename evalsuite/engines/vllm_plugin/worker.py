@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from evalsuite.core.cache import CacheCounters, LayerCounters
-from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
 from evalsuite.engines.vllm_plugin.metrics import Publisher
 from evalsuite.engines.vllm_plugin.settings import CacheSettings
@@ -31,16 +30,7 @@ class CacheReports:
             cache.clear()
 
     def resize_expert_cache(self, size: int | None) -> None:
-        """Give every layer this many empty slots; None is one for each expert.
-
-        Raises:
-            UsageError: CUDA graphs are captured, which hold the slots they were captured with.
-        """
-        if not self.vllm_config.model_config.enforce_eager:
-            raise UsageError(
-                "CUDA graphs were captured with the slots as they are.",
-                todo="start again with the other size, or resize with --enforce-eager.",
-            )
+        """Give every layer this many empty slots; None is one for each expert."""
         for cache in self._caches():
             cache.resize(cache.experts if size is None else min(size, cache.experts))
 
