@@ -24,6 +24,7 @@ from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.data.models import Checkpoint
+from evalsuite.engines import vllm_plugin
 from evalsuite.engines.base import Generated
 from evalsuite.engines.vllm_arguments import (
     built_for_cpu,
@@ -71,7 +72,9 @@ class VllmGenerator:
         self._closed = False
         with self._explaining(f"vLLM could not load {checkpoint.name}."):
             from vllm import LLM
+            from vllm.engine import arg_utils  # noqa: F401 (what the plugin extends)
 
+            vllm_plugin.register()  # vLLM does so itself only where this package is installed
             self._llm: Any = LLM(**self._arguments)
             self._workers: list[dict[str, Any]] = self._llm.collective_rpc("hlwq_facts")
         written = self._text.read()
