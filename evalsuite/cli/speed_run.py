@@ -65,7 +65,11 @@ def measure(
     if no_model:
         screen.note(ON_THE_BUILT_IN_MODEL)
     for model in axes.models:  # before a text is downloaded for it
-        find_checkpoint(model, weights=serving.load_format != "dummy")
+        checkpoint = find_checkpoint(model, weights=serving.load_format != "dummy")
+        if serving.server_url is not None and not dry_run:
+            from evalsuite.engines.vllm_server import require_server
+
+            require_server(checkpoint, serving.server_url)
     corpus = load_corpus(workload.corpus)
     subjects = {model: prepare(model, serving, workload, corpus) for model in axes.models}
     for note in check_cache_sizes(subjects[axes.models[0]].checkpoint, axes.cache_sizes):

@@ -90,7 +90,7 @@ class ServerGenerator:
             url = f"http://{HOST}:{_free_port()}"
         else:
             refuse_settings("server", serving)
-            url = serving.server_url.rstrip("/").removesuffix("/v1")
+            url = _base(serving.server_url)
         self._client = CompletionsClient(url, self._explain)
         try:
             if serving.server_url is None:
@@ -231,6 +231,27 @@ class ServerGenerator:
         with suppress(EvalError):
             return self._client.ask("GET", "/version").get("version")
         return None
+
+
+def require_server(checkpoint: Checkpoint, url: str) -> None:
+    """Ask a server that runs already for the model, before anything is measured there.
+
+    Raises:
+        UsageError: nothing answers, or it serves another model or is no vLLM server.
+    """
+
+    def explain(what: str, heard: str) -> EvalError:
+        return UsageError(what, cause=heard, todo="check --server-url, and that the server is running.")
+
+    client = CompletionsClient(_base(url), explain)
+    try:
+        client.choose(checkpoint)
+    finally:
+        client.close()
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def server_flags(arguments: dict[str, Any]) -> list[str]:

@@ -66,6 +66,7 @@ def test_a_dry_run_loads_nothing_and_writes_nothing(cli, tmp_path, text):
         (("--additional-config", "{"), "is not valid JSON"),
         (("--additional-config", "[]"), "is not a JSON object"),
         (("--server-url", "http://127.0.0.1:9", "--modes", "eager"), "cannot be chosen for a server"),
+        (("--server-url", "http://127.0.0.1:9"), "check --server-url"),
         (("--resume",), "No cell of this sweep has been measured"),
         (("nosuch",), "No model is called 'nosuch'"),
     ],
