@@ -22,6 +22,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +156,11 @@ def compare(
     return row
 
 
-def check(kind: str, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def check(kind: str, folder: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every row of one kind of experts."""
-    rows: list[dict[str, Any]] = []
     alone_counts: dict[tuple[str, int], Any] = {}
     if "eager" in arguments.modes:
-        alone, together = baseline(kind, "eager", folder, rows)
+        alone, together = yield from baseline(kind, "eager", folder)
         for store in arguments.stores:
             for policy in arguments.policies if store == "pinned" else arguments.policies[:1]:
                 llm = start(folder, False, cache_size=arguments.sizes[0], cache_policy=policy, store=store)
@@ -174,13 +174,13 @@ def check(kind: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
                     counts = counted(llm)
                     row["counters_right"] = counts == counted_by_rule(traces, size, policy)
                     row["hit_rate"] = sum(c[1] for c in counts) / sum(c[1] + c[2] for c in counts)
-                    rows.append(compare(row | {"what": "alone"}, mine, alone, size))
-                    rows.append(compare(row | {"what": "together"}, mine_together, together))
+                    yield compare(row | {"what": "alone"}, mine, alone, size)
+                    yield compare(row | {"what": "together"}, mine_together, together)
                     for method in methods(llm):
                         del method.apply
                 stop(llm)
     if "graphs" in arguments.modes:
-        alone, together = baseline(kind, "graphs", folder, rows)
+        alone, together = yield from baseline(kind, "graphs", folder)
         for policy in arguments.policies:
             llm = start(folder, True, cache_size=arguments.sizes[0], cache_policy=policy)
             for size in arguments.sizes:
@@ -189,19 +189,18 @@ def check(kind: str, folder: Path, arguments: argparse.Namespace) -> list[dict[s
                 mine = answers(llm, together=False)
                 if (policy, size) in alone_counts:
                     row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
-                rows.append(compare(row | {"what": "alone"}, mine, alone, size))
-                rows.append(compare(row | {"what": "together"}, answers(llm, together=True), together))
+                yield compare(row | {"what": "alone"}, mine, alone, size)
+                yield compare(row | {"what": "together"}, answers(llm, together=True), together)
             stop(llm)
-    return rows
 
 
-def baseline(kind: str, mode: str, folder: Path, rows: list[dict[str, Any]]) -> tuple[Answers, Answers]:
+def baseline(kind: str, mode: str, folder: Path) -> Generator[dict[str, Any], None, tuple[Answers, Answers]]:
     """Answers without a cache, one prompt at a time and all at once; two rows on how far those agree."""
     llm = start(folder, mode == "graphs")
     alone, together = answers(llm, together=False), answers(llm, together=True)
     row = {"kind": kind, "mode": mode}
-    rows.append(compare(row | {"what": "no cache, again"}, answers(llm, together=False), alone))
-    rows.append(compare(row | {"what": "no cache, together"}, together, alone))
+    yield compare(row | {"what": "no cache, again"}, answers(llm, together=False), alone)
+    yield compare(row | {"what": "no cache, together"}, together, alone)
     stop(llm)
     return alone, together
 
@@ -242,11 +241,10 @@ def main() -> None:
                 Path(scratch) / kind, int4=kind == "int4", experts=EXPERTS, top_k=TOP_K, hidden=256,
                 intermediate=128, layers=3, vocabulary=VOCABULARY, group=128,
             )  # fmt: skip
-            found = check(kind, folder, arguments)
-            for row in found:
+            for row in check(kind, folder, arguments):
                 row["faulty"] = faulty(row, arguments.tolerance_nats)
                 print(json.dumps(row), flush=True)
-            rows += found
+                rows.append(row)
     result = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "seconds": time.perf_counter() - began,
