@@ -7,8 +7,9 @@ The model ``fake:SCRIPT.json`` is opened only where HLWQ_EVAL_FAKE_ENGINE is 1. 
      "on": {"load": ["say", "text"], "generate 2": ["oom"], "resize_expert_cache": ["refuse"]}}
 
 `facts` replaces some of the model's facts, and an idle cache counts nothing. `on` names a call, or the n-th
-call of that kind, counted from 1, and what happens there instead: ``oom``, ``fail``, ``refuse``, ``die``
-(SIGKILL), ``crash`` (an exception), ``hang``, or ``say`` with a text that is printed before the call goes on.
+call of that kind, counted from 1, and what happens there instead: ``oom``, ``fail``, ``full`` (its disk),
+``refuse``, ``die`` (SIGKILL), ``crash`` (an exception), ``hang``, or ``say`` with a text to print before the
+call goes on.
 """
 
 import json
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalsuite.core.cache import ALL_RESIDENT, CacheCounters, LayerCounters
-from evalsuite.core.errors import MeasurementError, OutOfMemory, UsageError
+from evalsuite.core.errors import MeasurementError, OutOfMemory, StorageError, UsageError
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
 from evalsuite.core.speed import LoadTimes
@@ -122,6 +123,8 @@ class FakeGenerator:
                 raise OutOfMemory("The script is out of memory.", cause="it says so.", todo="change it.")
             case "fail":
                 raise MeasurementError("The script fails.")
+            case "full":
+                raise StorageError("The script has no room for its files.", todo="make room.")
             case "refuse":
                 raise UsageError("The script refuses.", todo="load again.")
             case "die":

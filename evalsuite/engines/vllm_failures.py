@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalsuite.core import errors
 from evalsuite.core.errors import (
     EngineDied,
     EvalError,
@@ -23,6 +24,11 @@ LONGEST_CAUSE = 400  # characters of vLLM's own message
 PREFIX = re.compile(r"^(\([^)]*pid=\d+\) ?|\[rank\d+\]: ?|[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)+")
 WARNING = re.compile(r"\bWARNING \d\d-\d\d ")
 ERROR_LINE = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Failure): \S")
+OURS = re.compile(
+    r"^evalsuite\.core\.errors\.(?P<kind>\w+): (?P<what>.+)"
+    r"(?:\nCause: (?P<cause>.+))?(?:\nNext:  (?P<todo>.+))?$",
+    re.M,
+)
 OUTER = ("Engine core initialization failed", "EngineCore encountered an issue", "WorkerProc initialization")
 
 
@@ -219,6 +225,8 @@ def failure(what: str, text: str, log: Path | None = None) -> EvalError:
         text: everything it wrote, or the message of its exception.
         log: where the text can be read again.
     """
+    if ours := own_error(text):
+        return ours
     place = f" The log: {log}" if log else ""
     message = root_message(text)
     if known := recognise(text):
@@ -229,6 +237,15 @@ def failure(what: str, text: str, log: Path | None = None) -> EvalError:
         cause=message or "unknown; its last lines:\n" + last_lines(text),
         todo="look further up in the log." + place if log else "",
     )
+
+
+def own_error(text: str) -> EvalError | None:
+    """An error of this package that ended one of vLLM's processes, as its log has it."""
+    found = OURS.search("\n".join(PREFIX.sub("", line) for line in text.splitlines()))
+    if found is None:
+        return None
+    error: type[EvalError] = getattr(errors, found["kind"])
+    return error(found["what"], cause=found["cause"] or "", todo=found["todo"] or "")
 
 
 def last_lines(text: str, count: int = LOG_LINES) -> str:

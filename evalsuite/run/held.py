@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evalsuite.core.errors import EvalError, OutOfMemory, UsageError
+from evalsuite.core.errors import EngineDied, EvalError, OutOfMemory, StorageError, UsageError
 from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.core.speed import LoadTimes
 from evalsuite.engines.process import ProcessGenerator
@@ -81,6 +81,10 @@ class HeldEngine:
         resident = resident_share(weights)
         try:
             self._engine.start()
+        except StorageError as error:  # of its experts' files, not of the results: other cells may do without
+            refusal = EngineDied(error.what, cause=error.cause, todo=error.todo)
+            self._refused[self._size] = refusal
+            raise refusal from error
         except EvalError as error:
             self._refused[self._size] = error
             raise

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from evalsuite.core.errors import EngineDied, MissingDependency, ModelError, OutOfMemory, UsageError
+from evalsuite.core.errors import (
+    EngineDied,
+    MissingDependency,
+    ModelError,
+    OutOfMemory,
+    StorageError,
+    UsageError,
+)
 from evalsuite.engines.vllm_failures import KNOWN, failure, message_of, recognise, root_message
 
 NESTED = """\
@@ -113,6 +120,17 @@ def test_known_causes(message, kind, cause, log, tmp_path):
 def test_every_cause_of_the_table_is_tried_here():
     tried = [recognise(message) for message, *_ in CASES]
     assert [known.cause for known in KNOWN if known not in tried] == []
+
+
+def test_an_error_of_ours_in_a_worker_comes_out_whole():
+    ours = StorageError("The experts need 25 MB.", cause="6 MB are free", todo="make room.")
+    lines = (
+        f"RuntimeError: outer\nevalsuite.core.errors.StorageError: {ours}\nRuntimeError: Engine core failed"
+    )
+    log = "\n".join(f"(Worker pid=7) ERROR 11-25 02:04:00 [executor.py:953] {x}" for x in lines.splitlines())
+    found = failure("vLLM could not load demo.", log)
+    assert type(found) is StorageError
+    assert str(found) == str(ours)
 
 
 def test_an_unknown_cause_is_named_by_its_first_error_not_by_the_outer_ones():

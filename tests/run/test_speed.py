@@ -147,6 +147,14 @@ def test_what_does_not_load_is_not_tried_again_for_the_same_size(bench):
     assert len(bench.opened) == 2
 
 
+def test_an_engine_without_room_for_its_files_is_one_cell_the_others_go_on(bench):
+    bench.play(on={"load": ["full"]})
+    found = bench.run(bench.cells(cache_sizes=(8, None)))
+    assert [f.record.status for f in found] == ["failed", "failed"]
+    assert "no room for its files" in found[0].record.error
+    assert len(bench.opened) == 2
+
+
 def test_a_record_of_a_cell_is_a_record_like_any_other(bench):
     (one,) = bench.run(bench.cells(cache_sizes=(None,)))
     assert Record.model_validate_json((one.path / "run.json").read_text()) == one.record
