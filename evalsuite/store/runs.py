@@ -14,6 +14,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -158,16 +159,30 @@ def load_record(path: Path) -> Record:
         ) from error
 
 
-def load_records(root: Path) -> tuple[list[Record], list[str]]:
-    """Records of all finished runs in a results folder; and of those that cannot be read, why."""
-    records: list[Record] = []
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run: its record, and the folder that holds its samples."""
+
+    record: Record
+    path: Path
+
+
+def load_runs(root: Path) -> tuple[list[StoredRun], list[str]]:
+    """All finished runs in a results folder, kind by kind, newest first; and why others cannot be read."""
+    runs: list[StoredRun] = []
     left_out: list[str] = []
     for path in RunStore(root).finished("*"):
         try:
-            records.append(load_record(path))
+            runs.append(StoredRun(load_record(path), path))
         except StorageError as error:
             left_out.append(error.what)
-    return records, left_out
+    return runs, left_out
+
+
+def load_records(root: Path) -> tuple[list[Record], list[str]]:
+    """Records of all finished runs in a results folder; and of those that cannot be read, why."""
+    runs, left_out = load_runs(root)
+    return [run.record for run in runs], left_out
 
 
 def load_windows(path: Path) -> pd.DataFrame:
