@@ -10,6 +10,7 @@
         run.json         the Record
         windows.parquet  the same lines as a table
         tensors.parquet  of a quantization: a row a weight matrix
+        tokens.parquet   of a speed cell: a row a generated token, with its time
 """
 
 import json
@@ -25,6 +26,8 @@ from pydantic import ValidationError
 from evalsuite.core.errors import ResumeMismatch, StorageError, UsageError, first_line
 from evalsuite.core.record import READABLE_VERSIONS, Record
 from evalsuite.store.folder import PARTIAL, RunFolder, storage_errors
+
+TOKENS = "tokens.parquet"
 
 ResumeMode = Literal["auto", "resume", "fresh"]
 
@@ -163,8 +166,8 @@ def load_record(path: Path) -> Record:
 class StoredRun:
     """A finished run: its record, and the folder that holds its samples."""
 
-    record: Record
     path: Path
+    record: Record
 
 
 def load_runs(root: Path) -> tuple[list[StoredRun], list[str]]:
@@ -173,7 +176,7 @@ def load_runs(root: Path) -> tuple[list[StoredRun], list[str]]:
     left_out: list[str] = []
     for path in RunStore(root).finished("*"):
         try:
-            runs.append(StoredRun(load_record(path), path))
+            runs.append(StoredRun(path, load_record(path)))
         except StorageError as error:
             left_out.append(error.what)
     return runs, left_out
@@ -198,6 +201,20 @@ def load_windows(path: Path) -> pd.DataFrame:
             f"{path / 'windows.parquet'} cannot be read.",
             cause=first_line(error),
             todo="restore the file from a copy, or run it again.",
+        ) from error
+
+
+def load_tokens(path: Path) -> pd.DataFrame:
+    """Every token of a finished speed cell, with its time.
+
+    Raises:
+        StorageError: they are missing or damaged.
+    """
+    try:
+        return pd.read_parquet(path / TOKENS)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{path / TOKENS} cannot be read.", cause=first_line(error), todo="measure the cell again."
         ) from error
 
 
