@@ -14,11 +14,11 @@ from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.engines.predict import has_graphs
+from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
     Row,
     device_table,
     failure_table,
-    forecast_table,
     graph_ratios,
     latency_table,
     load_table,
