@@ -37,7 +37,8 @@ def report(
             metavar="LIMIT",
             help="With --diff, exit 1 where a metric changed by more than LIMIT, such as 'ppl>+1%' or "
             "'decode_tok_s<-5%'. A change counts when its whole 95 % interval lies beyond the limit, and its "
-            "value where it has no interval: noise fails no build.",
+            "value where it has no interval: noise fails no build. So does a run that no longer succeeds. An "
+            "unknown metric is answered with the list of all.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,

@@ -87,6 +87,17 @@ def test_what_is_refused(cli, results, arguments, why):
     assert not (results / "report").exists(), "nothing was written"
 
 
+def test_a_place_that_cannot_be_written(cli, results):
+    record = next(results.glob("m/*/run.json"))
+    done = cli("report", "--out", record / "below", "--formats", "md,png")
+    assert done.code == 1
+    assert "below" in done.said
+
+
+def test_a_folder_that_is_named_twice_counts_once(cli, results):
+    assert "4 runs" in cli("report", "results", "results/../results", "--formats", "md").said
+
+
 class TestDifference:
     def folders(self, tmp_path, decode, **changes):
         store(tmp_path / "old", speed_record())
