@@ -25,7 +25,11 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where files go; the first folder's report/ if not given.", show_default=False),
+        typer.Option(
+            help="Where files go; the first folder's report/ if not given. With --diff nothing is written "
+            "without it.",
+            show_default=False,
+        ),
     ] = None,
     formats: Annotated[str, typer.Option(help="Of these, with commas between them.")] = ALL_FORMATS,
     diff: Annotated[
@@ -52,7 +56,12 @@ def report(
     if diff:
         from evalsuite.cli.report_diff import show_difference
 
-        show_difference(screen, folders, model or (), fail_on or ())
+        if formats != ALL_FORMATS:
+            raise UsageError(
+                "--formats is for the tables and pictures of a report.",
+                todo="with --diff, --out writes DIFFERENCE.md and difference.json.",
+            )
+        show_difference(screen, folders, model or (), fail_on or (), out)
         return
     if fail_on:
         raise UsageError(

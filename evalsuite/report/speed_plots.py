@@ -102,6 +102,8 @@ def mode_bars(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
                     label=None if place else "bound",
                 )  # fmt: skip
         axes.set_yticks(range(len(pairs)), [_pair_name(eager, rows) for eager, _ in pairs])
+        for text in axes.get_yticklabels():
+            text.set_parse_math(False)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(SPEED)
