@@ -14,11 +14,11 @@ from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.engines.predict import has_graphs
+from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
     Row,
     device_table,
     failure_table,
-    forecast_table,
     graph_ratios,
     latency_table,
     load_table,
@@ -26,10 +26,10 @@ from evalsuite.report.speed import (
     speed_table,
 )
 from evalsuite.report.speed_plots import cache_curves, mode_bars
+from evalsuite.report.speed_rows import rows_of_other_devices, speed_rows
 from evalsuite.report.tables import Table
 from evalsuite.run.forecast import fits, forecast, refuse_impossible
 from evalsuite.run.perplexity import Finished
-from evalsuite.run.rows import rows_of_other_devices, speed_rows
 from evalsuite.run.speed import Plan, run_sweep
 from evalsuite.run.subject import Subject, check_cache_sizes, prepare
 from evalsuite.store.runs import ResumeMode, RunStore

@@ -1,0 +1,242 @@
+"""Two results folders: what changed between runs of the same spec.
+
+Runs are matched by what was asked for: the model's name, protocol or serving, and workload; which GPU of
+several equal ones does not matter. Perplexities must be of one text and tokenizer, speeds of one kind of
+device: else a pair is listed with the reason why it is not compared.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from evalsuite.core.record import Record
+from evalsuite.core.spec import (
+    CompareSpec,
+    FootprintSpec,
+    PerplexitySpec,
+    QuantizeSpec,
+    Spec,
+    SpeedSpec,
+    canonical_json,
+)
+from evalsuite.core.units import decimals_for
+from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
+from evalsuite.report.choose import device_of, model_of, newest, perplexity_condition
+from evalsuite.report.limits import Limit
+from evalsuite.report.naming import what
+from evalsuite.report.perplexity import plus_minus
+from evalsuite.report.speed import ENDINGS
+from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
+from evalsuite.store.runs import StoredRun
+
+MAIN = {"ppl", "decode_tok_s", "weights_gb", "vram_gb", "delta_ln_ppl", "error"}
+HOW_TO_READ = (
+    "± is half a 95 % interval; a change is shown where its interval leaves out 0; a dash: it has "
+    "none. Perplexities are paired by window; other intervals are combined as of independent runs."
+)
+SPECS: dict[str, type[Spec]] = {
+    "ppl": PerplexitySpec, "compare": CompareSpec, "quantize": QuantizeSpec, "speed": SpeedSpec,
+    "footprint": FootprintSpec,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of one matched pair."""
+
+    old: StoredRun
+    new: StoredRun
+    metric: Metric
+    before: Number
+    after: Number
+    relative: Shift | None
+    absolute: Shift
+
+    @property
+    def shift(self) -> Shift:
+        """As it is shown: a share of the old value where there is one."""
+        return self.relative or self.absolute
+
+    def crossed(self, limits: Sequence[Limit]) -> list[Limit]:
+        found: list[Limit] = []
+        for limit in limits:
+            shift = self.relative if limit.is_relative else self.absolute
+            if limit.metric is self.metric and shift is not None and limit.crossed(shift):
+                found.append(limit)
+        return found
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A run that is compared with nothing, and why; `broke` where it succeeded before and no longer does."""
+
+    run: StoredRun
+    why: str
+    broke: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Every change, and every run without a partner."""
+
+    changes: tuple[Change, ...]
+    unmatched: tuple[Unmatched, ...]
+
+    @property
+    def broken(self) -> list[Unmatched]:
+        return [one for one in self.unmatched if one.broke]
+
+    def crossed(self, limits: Sequence[Limit]) -> list[tuple[Change, Limit]]:
+        return [(change, limit) for change in self.changes for limit in change.crossed(limits)]
+
+
+def difference(old: Sequence[StoredRun], new: Sequence[StoredRun]) -> Difference:
+    """Match and compare; of several runs of one spec in a folder the newest counts.
+
+    Args:
+        old, new: newest first.
+    """
+    before, after = ({_key(run.record, runs): run for run in newest(runs)} for runs in (old, new))
+    changes: list[Change] = []
+    unmatched: list[Unmatched] = []
+    for key, run in after.items():
+        partner = before.get(key)
+        if partner is None:
+            unmatched.append(Unmatched(run, "only in the new folder"))
+        elif "ok" not in (run.record.status, partner.record.status):
+            unmatched.append(Unmatched(run, f"{ENDINGS[run.record.status]}, as before"))
+        elif run.record.status != "ok":
+            ended = ENDINGS[run.record.status]
+            unmatched.append(Unmatched(run, f"{ended}, and had succeeded before", broke=True))
+        elif partner.record.status != "ok":
+            unmatched.append(Unmatched(run, f"succeeded, and before: {ENDINGS[partner.record.status]}"))
+        elif why := _unlike(partner.record, run.record):
+            unmatched.append(Unmatched(run, why))
+        else:
+            changes += _changes(partner, run)
+    unmatched += (Unmatched(run, "only in the old folder") for key, run in before.items() if key not in after)
+    return Difference(tuple(changes), tuple(unmatched))
+
+
+def _key(record: Record, runs: Sequence[StoredRun]) -> Hashable:
+    """Equal for runs of one spec; specs of older versions are filled with today's defaults."""
+    kind = SPECS[record.kind]
+    spec = kind.model_validate(record.spec)
+    if isinstance(spec, CompareSpec):
+        by_id = {run.record.run_id: run.record for run in runs}
+        sides = (by_id.get(name) for name in (spec.baseline, spec.candidate))
+        # ids hold the time: a comparison is that of two specs
+        return "compare", *(None if side is None else _key(side, ()) for side in sides)
+    values: dict[str, Any] = spec.model_dump(mode="json")
+    if isinstance(spec, SpeedSpec | FootprintSpec):
+        cast("dict[str, Any]", values["serving"]).pop("gpus")
+        return record.kind, canonical_json(values), device_of(record)
+    return record.kind, canonical_json(values)
+
+
+def _unlike(old: Record, new: Record) -> str | None:
+    """Why two runs of one spec are not to be compared."""
+    if old.kind == "ppl" and perplexity_condition(old) != perplexity_condition(new):
+        return "another text, tokenizer or number of windows than before"
+    return None
+
+
+def _changes(old: StoredRun, new: StoredRun) -> Iterator[Change]:
+    for metric in METRICS.values():
+        before, after = metric.read(old.record), metric.read(new.record)
+        if before is None or after is None:
+            continue
+        share = relative(before, after)
+        if metric.name == "ppl":
+            share = paired_perplexity(old, new) or share
+        shift = absolute(before, after)
+        if metric.name == "ppl" and share is not None:
+            ends = (None if end is None else end * before.value for end in (share.low, share.high))
+            shift = Shift(shift.value, *ends)
+        yield Change(old, new, metric, before, after, share, shift)
+
+
+def telling(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Change]:
+    """What a reader looks at first: the main metrics, those with a limit, and whatever surely changed."""
+    asked = {limit.metric.name for limit in limits}
+    return [c for c in changes if c.metric.name in MAIN | asked or c.shift.certain]
+
+
+def changes_tables(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Table[Change]]:
+    """A table for each pair of runs, old, new and change of every metric in its rows; the last says how."""
+    groups = list(by_pair(changes).values())
+    columns = [
+        Column[Change]("metric", lambda c: c.metric.name, label=True),
+        Column[Change]("old", lambda c: _value(c.before, c.old)),
+        Column[Change]("new", lambda c: _value(c.after, c.new)),
+        Column[Change]("change", _shift),
+        Column[Change]("shown", _verdict),
+    ]
+    if limits:
+        columns.append(Column[Change]("limit", lambda c: _limit(c, limits)))
+    return [
+        Table(
+            f"{model_of(group[0].new.record)}: {what(group[0].new.record)}",
+            columns,
+            group,
+            HOW_TO_READ if group is groups[-1] else "",
+            lambda c: (c.old.record.run_id, c.new.record.run_id),
+        )
+        for group in groups
+    ]
+
+
+def by_pair(changes: Sequence[Change]) -> dict[str, list[Change]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.new.record.run_id, []).append(change)
+    return found
+
+
+def unmatched_table(rows: Sequence[Unmatched]) -> Table[Unmatched]:
+    """Runs that nothing was compared with."""
+    return Table(
+        "Not compared",
+        (
+            Column[Unmatched]("model", lambda u: model_of(u.run.record), label=True),
+            Column[Unmatched]("measured", lambda u: what(u.run.record), label=True),
+            Column[Unmatched](
+                "why", lambda u: Cell(u.why, "failed" if u.broke else "measured"), prose=3, label=True
+            ),
+            Column[Unmatched]("run", lambda u: u.run.record.run_id, label=True),
+        ),
+        rows,
+    )
+
+
+def _value(number: Number, run: StoredRun) -> Cell:
+    return Cell(plus_minus(number.value, number.low, number.high), "measured", (run.record.run_id,))
+
+
+def _shift(change: Change) -> Cell:
+    shift = change.shift
+    scale, unit = (100, " %") if change.relative else (1, "")
+    value = scale * shift.value
+    if shift.low is None or shift.high is None:
+        return Cell(f"{value:+.3g}{unit}", "derived")
+    half = scale * (shift.high - shift.low) / 2
+    digits = decimals_for(half) if half else 2
+    return Cell(f"{value:+.{digits}f} ± {half:.{digits}f}{unit}", "derived")
+
+
+def _verdict(change: Change) -> Cell:
+    shift = change.shift
+    if shift.value == 0:
+        return Cell("equal")
+    if shift.certain is None:
+        return NOT_MEASURED
+    if not shift.certain:
+        return Cell("no")
+    better = {"lower": shift.value < 0, "higher": shift.value > 0, None: None}[change.metric.better]
+    return Cell("yes" if better is None else "yes, better" if better else "yes, worse")
+
+
+def _limit(change: Change, limits: Sequence[Limit]) -> Cell:
+    if change.crossed(limits):
+        return Cell("crossed", "failed")
+    return Cell("held") if any(limit.metric is change.metric for limit in limits) else NOT_MEASURED

@@ -1,0 +1,101 @@
+"""A whole report: sections with tables and pictures, from the records of results folders.
+
+A section is one subject. Runs that must not be compared, such as perplexities under different protocols,
+stand in tables of their own inside it. Everything that is shown comes from here; writers turn it into
+Markdown, HTML or files, and add nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evalsuite.core.errors import UsageError
+from evalsuite.core.record import QuantizeResult, Record
+from evalsuite.report.gallery import Gallery
+from evalsuite.report.section import Section
+from evalsuite.report.subjects import sections
+from evalsuite.store.runs import StoredRun, load_runs
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sections, the runs that they come from, newest first, and what was left out or is to be known.
+
+    Attributes:
+        folders: the results folders, as they were given.
+    """
+
+    title: str
+    folders: tuple[Path, ...]
+    sections: tuple[Section, ...]
+    runs: tuple[StoredRun, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return tuple(run.record for run in self.runs)
+
+    def section(self, anchor: str) -> Section | None:
+        """The section of that anchor; None where no run gave one."""
+        return next((section for section in self.sections if section.anchor == anchor), None)
+
+
+def load_folders(
+    folders: Sequence[Path], models: Sequence[str] = ()
+) -> tuple[list[StoredRun], tuple[str, ...]]:
+    """Finished runs of these models, newest first in each folder; and why others were left out.
+
+    Raises:
+        UsageError: a folder is not there, or there is no such run.
+    """
+    runs: list[StoredRun] = []
+    warnings: list[str] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"There is no folder {folder}.", todo="name the folder that holds the records.")
+        found, left_out = load_runs(folder)
+        known = {run.path.resolve() for run in runs}  # a folder may be named twice
+        runs += (
+            run
+            for run in found
+            if run.path.resolve() not in known
+            and (not models or not models_of(run.record).isdisjoint(models))
+        )
+        warnings += (f"left out: {reason}" for reason in left_out)
+    if not runs:
+        of = f" of {' or '.join(models)}" if models else ""
+        raise UsageError(
+            f"{', '.join(map(str, folders))} holds no finished run{of} that can be read.",
+            cause="; ".join(warnings),
+            todo="measure something first, such as `hlwq-eval ppl`, or name another folder.",
+        )
+    return runs, tuple(warnings)
+
+
+def models_of(record: Record) -> set[str]:
+    """Names of the models that a run is about; of a quantization, its source and its destination."""
+    if isinstance(record.results, QuantizeResult):
+        return {record.results.source, record.results.destination}
+    names = {record.run_id.partition("/")[0]}
+    return names | {record.model.name} if record.model else names
+
+
+def build_report(
+    folders: Sequence[Path], *, models: Sequence[str] = (), figures: Path | None = None
+) -> Report:
+    """Everything that the records of these folders show.
+
+    Args:
+        models: only runs of models of these names; all where there are none.
+        figures: folder for the pictures, which is made; None draws none.
+
+    Raises:
+        UsageError: a folder is not there, or holds no run of these models.
+    """
+    runs, warnings = load_folders(folders, models)
+    gallery = Gallery(figures)
+    made = sections(runs, gallery)
+    where = ", ".join(map(str, folders))
+    return Report(
+        f"Measurements in {where}", tuple(folders), made, tuple(runs), (*warnings, *gallery.warnings)
+    )
