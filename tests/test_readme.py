@@ -34,7 +34,7 @@ def kept_records(tmp_path):
 
 
 def test_tables_are_those_of_the_records(kept_records):
-    assert render(README, kept_records) == README, "run: python -m evalsuite.report.readme"
+    assert render(README, kept_records, ROOT) == README, "run: python -m evalsuite.report.readme"
 
 
 def test_there_are_commands_to_try():

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from evalsuite.core.record import PerplexityResult, Record
+from evalsuite.report.claimed_speed import claimed_speed_table, one_sequence
+from evalsuite.report.claims import load_claims
 from evalsuite.report.perplexity import runs_table
-from evalsuite.report.speed import Row, speed_table
+from evalsuite.report.speed import Row, speed_order, speed_table
 from evalsuite.store.runs import RunStore, load_record
 
-MARKED = re.compile(r"(<!-- table: (perplexity|speed) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- table: (perplexity|speed|claims) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
 CARD_WINDOWS = 1155
 
 
@@ -42,15 +44,17 @@ def speed_cells(results: Path, models: list[str]) -> list[Row]:
             row = Row(load_record(path))
             if row.record.status == "ok":
                 newest.setdefault((row.record.spec_hash, row.device), row)
-    return sorted(newest.values(), key=lambda r: (r.model, r.device, r.mode, r.result.concurrency))
+    return sorted(newest.values(), key=speed_order)
 
 
-def render(text: str, results: Path) -> str:
-    """The README with its tables renewed."""
+def render(text: str, results: Path, project: Path) -> str:
+    """The README with its tables renewed; it names claims files by their path in the project."""
 
     def renewed(mark: re.Match[str]) -> str:
         models = mark[3].split(", ")
-        if mark[2] == "perplexity":
+        if mark[2] == "claims":
+            table = claimed_speed_table(load_claims(project / mark[3]), one_sequence(results)).to_markdown()
+        elif mark[2] == "perplexity":
             table = runs_table(whole_runs(results, models)).to_markdown()
         else:
             table = speed_table(speed_cells(results, models)).to_markdown()
@@ -65,7 +69,7 @@ def main() -> None:
     text = readme.read_text()
     if MARKED.search(text) is None:
         sys.exit("README.md has no table markers.")
-    readme.write_text(render(text, Path("results")))
+    readme.write_text(render(text, Path("results"), Path()))
 
 
 if __name__ == "__main__":

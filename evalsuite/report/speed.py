@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evalsuite.core.record import Record, Status
 from evalsuite.core.spec import SpeedSpec
@@ -98,6 +99,15 @@ SETTINGS = (
 )
 
 
+ONLY_TO_TELL_APART = ("GPU", "repeats")  # columns where rows would otherwise read the same
+
+
+def speed_order(row: Row) -> tuple[Any, ...]:
+    """Sorts cells by model, device, mode and concurrency, and by cache size, every expert last."""
+    size = row.spec.serving.moe_expert_cache_size
+    return row.model, row.device, row.mode, row.spec.workload.concurrency, size is None, size or 0
+
+
 def slots(spec: SpeedSpec) -> str:
     size = spec.serving.moe_expert_cache_size
     return "all" if size is None else str(size)
@@ -182,16 +192,21 @@ def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
     values = {setting.title: {setting.get(row) for row in rows} - {UNKNOWN} for setting in SETTINGS}
     varying = [s for s in SETTINGS if len(values[s.title]) > 1]
-    parallel = {(row.spec.serving.tensor_parallel_size, row.spec.serving.gpus) for row in rows}
-    if len(parallel) == len(values["tensor parallel"]):  # which GPUs follows from how many
-        varying = [s for s in varying if s.title != "GPU"]
+    for title in ONLY_TO_TELL_APART:
+        others = [s for s in varying if s.title != title]
+        if len({tuple(s.get(row) for s in others) for row in rows}) == len(rows):
+            varying = others
     columns = [Column[Row](s.title, s.get, label=True) for s in varying]
     columns = columns or [Column[Row]("model", lambda r: r.model, label=True)]
     shared = [
-        s.sentence(next(iter(values[s.title]))) for s in SETTINGS if s.sentence and len(values[s.title]) == 1
+        s.sentence(" or ".join(sorted(values[s.title])))
+        for s in SETTINGS
+        if s.sentence and values[s.title] and s not in varying
     ]
-    said = [sentence for sentence in shared if sentence]
-    return columns, ", ".join(said) + "." if said else ""
+    said = ", ".join(sentence for sentence in shared if sentence)
+    if "model" in {s.title for s in varying}:  # else it comes first, and keeps its name
+        said = said[:1].upper() + said[1:]
+    return columns, f"{said}." if said else ""
 
 
 def graph_ratios(rows: Sequence[Row]) -> list[str]:
@@ -255,10 +270,12 @@ def failure_table(records: Sequence[tuple[str, Record]]) -> Table[tuple[str, Rec
     return Table(
         "Cells without a number",
         (
-            Column[tuple[str, Record]]("cell", lambda r: r[0]),
+            Column[tuple[str, Record]]("cell", lambda r: r[0], prose=3),
             Column[tuple[str, Record]]("status", lambda r: r[1].status),
-            Column[tuple[str, Record]]("why", lambda r: (r[1].error or "").partition("\n")[0]),
-            Column[tuple[str, Record]]("record", lambda r: r[1].run_id),
+            Column[tuple[str, Record]](
+                "why", lambda r: " ".join((r[1].error or "").splitlines()[:2]), prose=4
+            ),
+            Column[tuple[str, Record]]("record", lambda r: r[1].run_id, prose=3),
         ),
         records,
         "Their logs lie beside their records; the same command tries them again.",

@@ -30,7 +30,7 @@ def rows(table: Table[Any]) -> list[dict[str, str]]:
 def test_the_golden_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """HLWQ_EVAL_GOLDEN=write writes the file anew; read the difference before you keep it."""
     monkeypatch.chdir(GOLDEN.parents[2])  # the geometry's folder is named from there
-    copy_runs(tmp_path / "results", *PAIR, "qwen3.5-35b-a3b-int4/speed-20261124T23*")
+    copy_runs(tmp_path / "results", *PAIR, "qwen3.5-35b-a3b-int4/speed-20261125T011*")
     report = build_report([tmp_path / "results"])
     made = to_markdown(report, ["md"]).replace(str(tmp_path / "results"), "results")
     if os.environ.get("HLWQ_EVAL_GOLDEN") == "write":
@@ -148,7 +148,7 @@ class TestPerplexity:
         ]
 
     def test_every_number_leads_to_a_run_of_the_report(self, tmp_path: Path):
-        copy_runs(tmp_path, *PAIR, "qwen3.5-35b-a3b-int4/speed-20261124T23*")
+        copy_runs(tmp_path, *PAIR, "qwen3.5-35b-a3b-int4/speed-20261125T011*")
         report = build_report([tmp_path])
         known = {record.run_id for record in report.records}
         for section in report.sections:

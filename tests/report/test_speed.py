@@ -20,6 +20,7 @@ from evalsuite.report.speed import (
     graph_ratios,
     latency_table,
     load_table,
+    speed_order,
     speed_table,
 )
 from evalsuite.report.speed_plots import cache_curves, mode_bars
@@ -142,7 +143,7 @@ def test_gpu_models_are_columns():
 def test_failures_have_a_table_of_their_own():
     record = row().record.model_copy(update={"status": "oom", "error": "It does not fit.\nCause: size"})
     table = failure_table([("m, eager", record)])
-    assert table.cells() == [["m, eager", "oom", "It does not fit.", record.run_id]]
+    assert table.cells() == [["m, eager", "oom", "It does not fit. Cause: size", record.run_id]]
 
 
 def test_a_forecast_says_what_does_not_fit_and_why_nothing_is_known():
@@ -196,3 +197,29 @@ def test_rows_from_a_sweep_carry_agreement_and_verdicts(tmp_path):
     assert (reference.is_reference, reference.agreement) == (True, None)
     assert cached.agreement == 0.5
     assert cached.verdict == "overhead 90 %"
+
+
+def test_the_gpu_s_number_and_repeats_are_columns_only_to_tell_rows_apart():
+    def on(gpu, repeats, **changes):
+        found = row(**changes)
+        spec = found.spec
+        changed = spec.model_copy(
+            update={
+                "serving": spec.serving.model_copy(update={"gpus": (gpu,)}),
+                "workload": spec.workload.model_copy(update={"repeats": repeats}),
+            }
+        )
+        return Row(found.record.model_copy(update={"spec": changed.model_dump(mode="json")}))
+
+    told = speed_table([on(0, 3, size=8), on(1, 5, size=64)])
+    assert [c.title for c in told.columns][:2] == ["cache", "decode"]
+    assert "3 or 5 repeats" in told.caption
+    same = speed_table([on(0, 3, size=8), on(1, 3, size=8)])
+    assert column(same, "GPU") == ["0", "1"]
+
+
+def test_cells_are_sorted_by_cache_size_with_every_expert_last():
+    sizes = [None, 128, 8]
+    assert [r.spec.serving.moe_expert_cache_size for r in sorted((row(size=s) for s in sizes), key=speed_order)] == [
+        8, 128, None,
+    ]  # fmt: skip

@@ -1,0 +1,100 @@
+"""Decode speeds that a card claims, beside those measured here: a row for each model and cache size.
+
+A card's number stands as the card has it, once for each that it gives. What was measured is the decode speed
+of one sequence, with a column for each mode on each device, because the two modes are two numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evalsuite.report.claim_evidence import is_of
+from evalsuite.report.claims import Claim, Claims
+from evalsuite.report.speed import Row, decode_cell, runs_of
+from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
+from evalsuite.store.runs import load_runs
+
+METRIC = "speed"
+MODES = ("eager", "graphs")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model with one cache size: what the card says of it, and the cells that measured it."""
+
+    title: str
+    claims: tuple[Claim, ...]
+    rows: tuple[Row, ...]
+
+    def claimed(self, with_gpu: bool) -> Cell:
+        said = dict.fromkeys(
+            f"{'~' if claim.approximate else ''}{claim.value:g}"
+            + (f" ({claim.gpu})" if with_gpu and claim.gpu else "")
+            for claim in self.claims
+            if isinstance(claim.value, float)
+        )
+        return Cell("; ".join(said), "claimed")
+
+
+def one_sequence(results: Path) -> list[Row]:
+    """Finished cells with one request at a time, the newest of each spec on each kind of device."""
+    newest: dict[tuple[str, str], Row] = {}
+    for run in load_runs(results)[0]:
+        if run.record.kind == "speed" and run.record.status == "ok":
+            row = Row(run.record)
+            if row.result.concurrency == 1:
+                newest.setdefault((run.record.spec_hash, row.device), row)
+    return list(newest.values())
+
+
+def claimed_speed_table(claims: Claims, rows: Sequence[Row]) -> Table[Arm]:
+    """What the card claims and what was measured of models that have any measured row."""
+    arms: dict[tuple[str, int | str], list[Claim]] = {}
+    for claim in claims.claim:
+        if claim.metric == METRIC and claim.cache is not None and isinstance(claim.value, float):
+            arms.setdefault((claim.model, claim.cache), []).append(claim)
+    made: list[Arm] = []
+    for (model, cache), said in sorted(arms.items(), key=lambda arm: (arm[0][0], _slots(arm[0][1]))):
+        subject = claims.models[model]
+        ours = [row for row in rows if is_of(row.record, subject)]
+        here = tuple(row for row in ours if _slots(row.spec.serving.moe_expert_cache_size) == _slots(cache))
+        if ours:
+            size = "all experts resident" if cache == "all" else f"{cache} experts cached"
+            made.append(Arm(f"{subject.stored}, {size}", tuple(said), here))
+    measured = [row for arm in made for row in arm.rows]
+    gpus = {claim.gpu for arm in made for claim in arm.claims} - {None}
+    on = f", {gpus.copy().pop()}" if len(gpus) == 1 else ""
+    columns: list[Column[Arm]] = [
+        Column("model", lambda arm: arm.title, label=True),
+        Column(f"the card{on}", lambda arm: arm.claimed(len(gpus) > 1), "tok/s", label=True),
+    ]
+    columns += [
+        Column(f"{mode}, {device}", _decode(device, mode), "tok/s", "higher")
+        for device in sorted({row.device for row in measured})
+        for mode in MODES
+        if any((row.device, row.mode) == (device, mode) for row in measured)
+    ]
+    dummy = any(row.spec.serving.load_format == "dummy" for row in measured)
+    caption = "Decode speed of one sequence. "
+    caption += (
+        "Measured on dummy weights in the model's geometry, experts drawn uniformly at random. "
+        if dummy
+        else ""
+    )
+    return Table(
+        "Claimed and measured decode speed", columns, made, caption + "A dash: not measured.",
+        lambda arm: tuple(run for row in arm.rows for run in runs_of(row)),
+    )  # fmt: skip
+
+
+def _slots(size: int | str | None) -> int:
+    """For sorting and matching: every expert comes last."""
+    return size if isinstance(size, int) else 1 << 30
+
+
+def _decode(device: str, mode: str) -> Callable[[Arm], Cell | str]:
+    def get(arm: Arm) -> Cell | str:
+        found = [row for row in arm.rows if (row.device, row.mode) == (device, mode)]
+        return decode_cell(found[0]) if found else NOT_MEASURED
+
+    return get
