@@ -9,7 +9,14 @@ import typer
 
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
-from evalsuite.report.difference import Difference, changes_tables, difference, telling, unmatched_table
+from evalsuite.report.difference import (
+    Difference,
+    by_pair,
+    changes_tables,
+    difference,
+    telling,
+    unmatched_table,
+)
 from evalsuite.report.limits import Limit, parse_limit
 from evalsuite.report.markup import markdown_text
 from evalsuite.report.sections import load_folders
@@ -48,8 +55,10 @@ def show_difference(
         shown = telling(found.changes, limits)
         for table in changes_tables(shown, limits):
             screen.table(table)
-        if left := len(found.changes) - len(shown):
-            screen.note(f"{left} more metrics changed within their intervals, or have none: --json has them")
+        pairs, told = len(by_pair(found.changes)), len(by_pair(shown))
+        screen.note(
+            f"{pairs} pairs of runs, {told} of them changed beyond an interval; --json has every metric"
+        )
     else:
         screen.note("No run of one folder can be compared with a run of the other.")
     if found.unmatched:

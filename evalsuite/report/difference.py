@@ -157,9 +157,21 @@ def _changes(old: StoredRun, new: StoredRun) -> Iterator[Change]:
 
 
 def telling(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Change]:
-    """What a reader looks at first: the main metrics, those with a limit, and whatever surely changed."""
+    """What a reader looks at: of pairs of runs in which something changed, that and the main metrics.
+
+    Changed has what crossed a limit, what moved beyond its interval, and a main metric that has none.
+    """
     asked = {limit.metric.name for limit in limits}
-    return [c for c in changes if c.metric.name in MAIN | asked or c.shift.certain]
+    found: list[Change] = []
+    for pair in by_pair(changes).values():
+        moved = [c for c in pair if c.crossed(limits) or c.shift.certain or _unsure(c)]
+        if moved:
+            found += [c for c in pair if c.metric.name in MAIN | asked or c in moved]
+    return found
+
+
+def _unsure(change: Change) -> bool:
+    return change.shift.certain is None and change.metric.name in MAIN and change.shift.value != 0
 
 
 def changes_tables(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Table[Change]]:
