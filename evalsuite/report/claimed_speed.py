@@ -6,13 +6,12 @@ of one sequence, with a column for each mode on each device, because the two mod
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from evalsuite.report.claim_evidence import is_of
 from evalsuite.report.claims import Claim, Claims
 from evalsuite.report.speed import Row, decode_cell, runs_of
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
-from evalsuite.store.runs import load_runs
+from evalsuite.store.runs import StoredRun
 
 METRIC = "speed"
 MODES = ("eager", "graphs")
@@ -36,10 +35,14 @@ class Arm:
         return Cell("; ".join(said), "claimed")
 
 
-def one_sequence(results: Path) -> list[Row]:
-    """Finished cells with one request at a time, the newest of each spec on each kind of device."""
+def one_sequence(runs: Sequence[StoredRun]) -> list[Row]:
+    """Finished cells with one request at a time, the newest of each spec on each kind of device.
+
+    Args:
+        runs: newest first.
+    """
     newest: dict[tuple[str, str], Row] = {}
-    for run in load_runs(results)[0]:
+    for run in runs:
         if run.record.kind == "speed" and run.record.status == "ok":
             row = Row(run.record)
             if row.result.concurrency == 1:

@@ -12,7 +12,7 @@ from evalsuite.report.claimed_speed import claimed_speed_table, one_sequence
 from evalsuite.report.claims import load_claims
 from evalsuite.report.perplexity import runs_table
 from evalsuite.report.speed import Row, speed_order, speed_table
-from evalsuite.store.runs import RunStore, load_record
+from evalsuite.store.runs import RunStore, load_record, load_runs
 
 MARKED = re.compile(r"(<!-- table: (perplexity|speed|claims) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
 CARD_WINDOWS = 1155
@@ -53,7 +53,9 @@ def render(text: str, results: Path, project: Path) -> str:
     def renewed(mark: re.Match[str]) -> str:
         models = mark[3].split(", ")
         if mark[2] == "claims":
-            table = claimed_speed_table(load_claims(project / mark[3]), one_sequence(results)).to_markdown()
+            table = claimed_speed_table(
+                load_claims(project / mark[3]), one_sequence(load_runs(results)[0])
+            ).to_markdown()
         elif mark[2] == "perplexity":
             table = runs_table(whole_runs(results, models)).to_markdown()
         else:

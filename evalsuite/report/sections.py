@@ -11,6 +11,10 @@ from pathlib import Path
 
 from evalsuite.core.errors import UsageError
 from evalsuite.core.record import QuantizeResult, Record
+from evalsuite.report.claim_tables import claim_tables, summary
+from evalsuite.report.claim_verdicts import judge
+from evalsuite.report.claimed_speed import claimed_speed_table, one_sequence
+from evalsuite.report.claims import Claims, load_claims
 from evalsuite.report.gallery import Gallery
 from evalsuite.report.section import Section
 from evalsuite.report.subjects import sections
@@ -81,21 +85,45 @@ def models_of(record: Record) -> set[str]:
 
 
 def build_report(
-    folders: Sequence[Path], *, models: Sequence[str] = (), figures: Path | None = None
+    folders: Sequence[Path],
+    *,
+    models: Sequence[str] = (),
+    figures: Path | None = None,
+    claims: Path | None = None,
 ) -> Report:
     """Everything that the records of these folders show.
 
     Args:
         models: only runs of models of these names; all where there are none.
         figures: folder for the pictures, which is made; None draws none.
+        claims: a claims file, which is held against the records in a section before all others.
 
     Raises:
-        UsageError: a folder is not there, or holds no run of these models.
+        UsageError: a folder is not there, or holds no run of these models; or the claims file cannot be read.
     """
+    held = None if claims is None else load_claims(claims)
     runs, warnings = load_folders(folders, models)
     gallery = Gallery(figures)
     made = sections(runs, gallery)
+    if held is not None:
+        made = (claims_section(held, runs), *made)
     where = ", ".join(map(str, folders))
     return Report(
         f"Measurements in {where}", tuple(folders), made, tuple(runs), (*warnings, *gallery.warnings)
+    )
+
+
+def claims_section(claims: Claims, runs: Sequence[StoredRun]) -> Section:
+    """What a published card claims, held against these runs.
+
+    Args:
+        runs: newest first.
+    """
+    judged = judge(claims, [run.record for run in runs])
+    speeds = claimed_speed_table(claims, one_sequence(runs))
+    return Section(
+        "claims",
+        f"Claims of {claims.card.title}",
+        (*([speeds] if speeds.rows else []), *claim_tables(claims, judged)),
+        note=summary(judged),
     )

@@ -4,6 +4,7 @@ import pytest
 
 from evalsuite.report.claimed_speed import claimed_speed_table, one_sequence
 from evalsuite.report.claims import load_claims
+from evalsuite.store.runs import load_runs
 from report.record_files import speed_record, store
 
 CLAIMS = """
@@ -58,7 +59,7 @@ def test_claims_stand_beside_the_cells_of_their_cache_size_and_mode(claims, tmp_
         speed_record("m", 60.0, size=8, stamp="20261101T000003Z"),
         speed_record("m", 70.0, size=64, stamp="20261101T000004Z"),
     )
-    table = claimed_speed_table(found, one_sequence(results))
+    table = claimed_speed_table(found, one_sequence(load_runs(results)[0]))
     card, eager, graphs = (
         "the card, RTX PRO 6000 [tok/s] (claimed)",
         "eager, H100 [tok/s] ↑",
@@ -74,10 +75,10 @@ def test_claims_stand_beside_the_cells_of_their_cache_size_and_mode(claims, tmp_
 def test_where_a_card_names_several_gpus_each_number_has_its_own(claims, tmp_path):
     found = claims(claim("a", 30.0, "all"), claim("b", 15.0, "all", gpu="RTX 3090"))
     results = store(tmp_path / "results", speed_record("m", 200.0))
-    (resident,) = rows(claimed_speed_table(found, one_sequence(results)))
+    (resident,) = rows(claimed_speed_table(found, one_sequence(load_runs(results)[0])))
     assert resident["the card [tok/s] (claimed)"] == "30 (RTX PRO 6000); 15 (RTX 3090)"
 
 
 def test_several_requests_at_once_and_failed_cells_are_not_a_card_s_speed(tmp_path):
     results = store(tmp_path / "results", speed_record("m", status="oom", stamp="20261101T000001Z"))
-    assert one_sequence(results) == []
+    assert one_sequence(load_runs(results)[0]) == []
