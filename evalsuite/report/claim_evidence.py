@@ -61,7 +61,7 @@ def conditions_of(record: Record) -> dict[str, Any]:
         "context": serving.get("max_model_len"),
         "concurrency": workload.get("concurrency"),
         "text": None if record.text is None else record.text.corpus,
-        "gpu": " ".join(gpu.name for gpu in record.machine.gpus) or None,
+        "gpu": " ".join(dict.fromkeys(gpu.name for gpu in record.machine.gpus)) or None,
     }
     if "enforce_eager" in serving:
         found["mode"] = "eager" if serving["enforce_eager"] else "graphs"
