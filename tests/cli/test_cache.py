@@ -170,11 +170,11 @@ class TestSimulate:
     @pytest.mark.parametrize(
         ("arguments", "named", "step"),
         [
-            (["--sizes", "0"], "cache of 0 experts", "at least 1"),
-            (["--sizes", "8,-4"], "cache of -4 experts", "at least 1"),
-            (["--sizes", "eight"], "--sizes eight", "8,64,128,all"),
-            (["--sizes", "²"], "--sizes ²", "8,64,128,all"),
-            (["--sizes", ","], "--sizes names nothing", "--help"),
+            (["--sizes", "0"], "--sizes 0 is not a list", "8,64,all"),
+            (["--sizes", "8,-4"], "--sizes 8,-4 is not a list", "8,64,all"),
+            (["--sizes", "eight"], "--sizes eight", "8,64,all"),
+            (["--sizes", "²"], "--sizes ²", "8,64,all"),
+            (["--sizes", ","], "--sizes ,", "8,64,all"),
             (["--policies", "lru,mru"], "No cache policy is called 'mru'", "belady"),
             (["--gpu", "rtx-9090"], "No GPU is called 'rtx-9090'", "rtx-4090"),
             (["--gpu", "h100,a100", "--compute-ms", 5], "is of one GPU", "one --gpu"),
