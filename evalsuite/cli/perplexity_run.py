@@ -7,9 +7,9 @@ from typing import Any
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import NotComparable, UsageError
 from evalsuite.core.record import CompareResult, PerplexityResult, Record
+from evalsuite.core.spans import running_perplexity
 from evalsuite.core.spec import PerplexitySpec
 from evalsuite.data.models import find_checkpoint
-from evalsuite.measure.perplexity import running_perplexity
 from evalsuite.report.perplexity import compare_table, prefix_table, segment_table, summary_table
 from evalsuite.report.plots import convergence
 from evalsuite.run.perplexity import Finished, run_compare, run_perplexity

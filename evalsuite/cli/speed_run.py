@@ -25,11 +25,11 @@ from evalsuite.report.speed import (
     speed_table,
 )
 from evalsuite.report.speed_plots import cache_curves, mode_bars
+from evalsuite.report.speed_rows import rows_of_other_devices, speed_rows
 from evalsuite.report.tables import Table
 from evalsuite.run.forecast import available_modes, fits, forecast, refuse_impossible
 from evalsuite.run.options import Sweep
 from evalsuite.run.perplexity import Finished
-from evalsuite.run.rows import rows_of_other_devices, speed_rows
 from evalsuite.run.speed import Plan, run_sweep
 from evalsuite.run.subject import Subject, check_cache_sizes, prepare
 from evalsuite.store.runs import ResumeMode, RunStore

@@ -16,19 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 
-from evalsuite.core.errors import MeasurementError, OutOfMemory
-from evalsuite.core.record import PerplexityResult, Prefix
-from evalsuite.core.stats import bootstrap_ratio, percentile_interval
+from evalsuite.core.errors import OutOfMemory
+from evalsuite.core.record import PerplexityResult
+from evalsuite.core.spans import mean_exp, prefixes, segments, span
 from evalsuite.data.tokens import TokenStream
 from evalsuite.data.windows import Window, cut
 from evalsuite.engines.base import Scorer
 from evalsuite.store.folder import RunFolder
-
-PREFIX_MARKS = (200, 500, 1000)
-LARGEST_EXPONENT = 700  # e^709 is the largest float
 
 
 class Progress(Protocol):
@@ -89,7 +85,7 @@ def score_windows(
     scored_before, forward = scored, 0
     warnings: list[str] = []
     progress.phase("scoring")
-    progress.scored(done, len(windows), _exp(nats, scored))
+    progress.scored(done, len(windows), mean_exp(nats, scored))
     began = time.monotonic()
     while todo:
         batch = todo[:size]
@@ -115,68 +111,9 @@ def score_windows(
         nats += sum(row["nats"] for row in rows)
         scored += sum(row["scored"] for row in rows)
         forward += sum(w.length for w in batch)
-        progress.scored(len(folder.rows), len(windows), _exp(nats, scored))
+        progress.scored(len(folder.rows), len(windows), mean_exp(nats, scored))
     seconds = time.monotonic() - began
     return ScoringRun(seconds, scored - scored_before, forward, size, done, tuple(warnings))
-
-
-def _exp(nats: float, count: int) -> float:
-    """NaN where nothing was counted, infinity where no float is large enough."""
-    if not count:
-        return math.nan
-    return math.exp(nats / count) if nats / count < LARGEST_EXPONENT else math.inf
-
-
-def prefixes(frame: pd.DataFrame, marks: Sequence[int] = PREFIX_MARKS) -> tuple[Prefix, ...]:
-    """Perplexity of the first windows up to each mark, and of all."""
-    stops = [mark for mark in marks if mark < len(frame)] + [len(frame)]
-    return tuple(span(frame, 0, stop) for stop in stops)
-
-
-def segments(frame: pd.DataFrame, marks: Sequence[int] = PREFIX_MARKS) -> tuple[Prefix, ...]:
-    """Perplexity of the windows between the marks: how much the text itself varies."""
-    stops = [mark for mark in marks if mark < len(frame)] + [len(frame)]
-    return tuple(span(frame, start, stop) for start, stop in zip([0, *stops], stops, strict=False))
-
-
-def span(frame: pd.DataFrame, start: int, stop: int) -> Prefix:
-    """Perplexity of windows `start` to `stop`, exclusive, with its interval."""
-    part = frame.iloc[start:stop]
-    nats, counts = part["nats"].to_numpy(float), part["scored"].to_numpy(float)
-    scored = int(counts.sum())
-    perplexity = _exp(math.fsum(nats), scored)
-    if perplexity == math.inf:
-        raise MeasurementError(
-            f"Windows {start} to {stop} have {math.fsum(nats) / scored:,.0f} nats a token: no perplexity can "
-            "be written down.",
-            cause="the weights are damaged, or config.json belongs to another model.",
-            todo="download the checkpoint again.",
-        )
-    samples = bootstrap_ratio(nats, counts)
-    interval = None if samples is None else percentile_interval(np.exp(samples))
-    return Prefix(
-        start=start,
-        stop=stop,
-        scored_tokens=scored,
-        perplexity=perplexity,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-    )
-
-
-def running_perplexity(frame: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity of the first n windows for growing n, with its interval, for a convergence picture.
-
-    Returns:
-        Columns windows, perplexity, low, high; at most about 120 rows; low and high NaN where absent.
-    """
-    n = len(frame)
-    stops = sorted({*np.unique(np.linspace(1, n, min(n, 120)).astype(int)).tolist(), n})
-    rows: list[dict[str, Any]] = []
-    for stop in stops:
-        part = span(frame, 0, stop)
-        rows.append({"windows": stop, "perplexity": part.perplexity, "low": part.low, "high": part.high})
-    return pd.DataFrame(rows).astype(float)
 
 
 def summarise(frame: pd.DataFrame, *, available: int, load_s: float, scoring: ScoringRun) -> PerplexityResult:
@@ -189,7 +126,7 @@ def summarise(frame: pd.DataFrame, *, available: int, load_s: float, scoring: Sc
     whole = span(frame, 0, len(frame))
     nats = math.fsum(frame["nats"])
     scored_bytes, words = int(frame["bytes"].sum()), int(frame["words"].sum())
-    by_word = _exp(nats, words)
+    by_word = mean_exp(nats, words)
     return PerplexityResult(
         windows=len(frame),
         windows_available=available,

@@ -32,7 +32,7 @@ def convergence(curves: Mapping[str, pd.DataFrame], title: str, caption: str, ou
     """Perplexity against the number of windows, with the band of its 95 % interval.
 
     Args:
-        curves: label to the frame of `measure.perplexity.running_perplexity`.
+        curves: label to the frame of `evalsuite.core.spans.running_perplexity`.
         out: path without suffix.
 
     Returns:

@@ -1,29 +1,41 @@
-"""Declared tables, rendered to the terminal and to Markdown from one source."""
+"""Declared tables, rendered to the terminal, Markdown, CSV, LaTeX and JSON from one source.
 
-import re
+`Table.grid` is that source: what HTML or anything else shows is made from its cells.
+"""
+
+import csv
+import io
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from evalsuite.report.markup import latex_text, markdown_text
+
 Row = TypeVar("Row")
-Origin = Literal["measured", "derived", "claimed", "not measured"]
+Origin = Literal["measured", "derived", "claimed", "failed", "not measured"]
 MARKS: dict[Origin, str] = {
     "measured": "",
     "derived": " (derived)",
     "claimed": " (claimed)",
+    "failed": "",
     "not measured": "",
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text and where it comes from; what was not measured shows a dash."""
+    """Text, where it comes from, and the ids of the runs that it comes from.
+
+    What was not measured shows a dash; what was tried and failed shows how it ended.
+    """
 
     text: str
     origin: Origin = "measured"
+    runs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "—" if self.origin == "not measured" else self.text + MARKS[self.origin]
@@ -37,7 +49,8 @@ class Column(Generic[Row]):
     """One column: its title, how a row fills it, its unit, and which direction is better.
 
     A column with `prose` holds text, set from the left. In the terminal such columns share the width that the
-    others leave, in the proportion of these numbers.
+    others leave, in the proportion of these numbers. A `label` says what the row is, not what was found: it
+    comes from no run.
     """
 
     title: str
@@ -45,6 +58,7 @@ class Column(Generic[Row]):
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
     prose: int = 0
+    label: bool = False
 
     @property
     def heading(self) -> str:
@@ -54,15 +68,40 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True)
 class Table(Generic[Row]):
-    """Columns over rows, with a caption that holds what all rows share."""
+    """Columns over rows, with a caption that holds what all rows share.
+
+    `runs` gives the ids of the runs that a row's numbers come from, where the cells do not say it themselves.
+    """
 
     title: str
     columns: Sequence[Column[Row]]
     rows: Sequence[Row]
     caption: str = ""
+    runs: Callable[[Row], Sequence[str]] | None = None
+
+    def headings(self) -> list[str]:
+        """What stands over each column; the second of two equal ones has its number."""
+        seen: Counter[str] = Counter()
+        found: list[str] = []
+        for column in self.columns:
+            seen[column.heading] += 1
+            again = seen[column.heading]
+            found.append(column.heading if again == 1 else f"{column.heading} ({again})")
+        return found
+
+    def grid(self) -> list[list[Cell]]:
+        """Every cell, row by row, with the runs it comes from; labels and dashes come from none."""
+        return [[self._cell(column, row) for column in self.columns] for row in self.rows]
+
+    def _cell(self, column: Column[Row], row: Row) -> Cell:
+        got = column.get(row)
+        cell = Cell(got) if isinstance(got, str) else got
+        if cell.runs or self.runs is None or column.label or cell.origin in ("claimed", "not measured"):
+            return cell
+        return replace(cell, runs=tuple(self.runs(row)))
 
     def cells(self) -> list[list[str]]:
-        return [[str(column.get(row)) for column in self.columns] for row in self.rows]
+        return [[str(cell) for cell in row] for row in self.grid()]
 
     def to_rich(self) -> RichTable:
         table = RichTable(
@@ -86,17 +125,59 @@ class Table(Generic[Row]):
 
     def to_markdown(self) -> str:
         def line(values: Sequence[str]) -> str:
-            return "| " + " | ".join(map(_plain, values)) + " |"
+            return "| " + " | ".join(map(markdown_text, values)) + " |"
 
-        rules = (" --- " if i == 0 or c.prose else " ---: " for i, c in enumerate(self.columns))
-        rule = "|" + "|".join(rules) + "|"
+        rule = "|" + "|".join(" --- " if left else " ---: " for left in self._left()) + "|"
         rows = [line([c.heading for c in self.columns]), rule, *map(line, self.cells())]
-        return "\n".join(rows) + (f"\n\n{_plain(self.caption)}" if self.caption else "")
+        return "\n".join(rows) + (f"\n\n{markdown_text(self.caption)}" if self.caption else "")
 
+    def to_csv(self) -> str:
+        """A line of headings and a line a row; a last column names the runs, where there are any."""
+        grid = self.grid()
+        named = any(cell.runs for row in grid for cell in row)
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([*self.headings(), *(["runs"] if named else [])])
+        for row in grid:
+            runs = dict.fromkeys(run for cell in row for run in cell.runs)
+            writer.writerow([*map(str, row), *([" ".join(runs)] if named else [])])
+        return out.getvalue()
 
-# what Markdown would take for markup; underscores inside words, brackets and "p < 0.001" are none
-_MARKUP = re.compile(r"[\\|*`]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<=\])\(")
+    def to_latex(self) -> str:
+        """A ``table`` for the package booktabs, in ASCII but for letters that names hold."""
 
+        def line(values: Sequence[str]) -> str:
+            return " & ".join(map(latex_text, values)) + r" \\"
 
-def _plain(text: str) -> str:
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
+        lines = [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            rf"\caption{{{latex_text(' '.join(filter(None, (self.title + '.', self.caption))))}}}",
+            r"\begin{tabular}{" + "".join("l" if left else "r" for left in self._left()) + "}",
+            r"\toprule",
+            line([c.heading for c in self.columns]),
+            r"\midrule",
+            *map(line, self.cells()),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A row a dictionary: heading to text, origin and runs. The text of what was not measured is null."""
+        return [
+            {
+                heading: {
+                    "text": None if cell.origin == "not measured" else cell.text,
+                    "origin": cell.origin,
+                    "runs": list(cell.runs),
+                }
+                for heading, cell in zip(self.headings(), row, strict=True)
+            }
+            for row in self.grid()
+        ]
+
+    def _left(self) -> list[bool]:
+        """Which columns are set from the left."""
+        return [index == 0 or column.prose > 0 for index, column in enumerate(self.columns)]

@@ -12,16 +12,16 @@ from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
 from evalsuite.core.errors import EvalError, NotEngaged
 from evalsuite.core.record import ModelFacts
+from evalsuite.core.roofline import bound
 from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.core.speed import LoadTimes, SpeedResult
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.engines.base import Generator
 from evalsuite.engines.geometry import read_geometry
-from evalsuite.measure.roofline import bound
 from evalsuite.measure.speed import summarise, token_rows
 from evalsuite.run.subject import Subject
+from evalsuite.store.runs import TOKENS
 
-TOKENS = "tokens.parquet"
 Prompts = Sequence[Sequence[NDArray[np.int64]]]
 
 

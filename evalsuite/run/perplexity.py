@@ -24,18 +24,11 @@ from evalsuite.measure.perplexity import Progress, score_windows, summarise
 from evalsuite.run.record import new_record
 from evalsuite.store.folder import RunFolder
 from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows
+from evalsuite.store.runs import StoredRun as Finished
 from evalsuite.telemetry.probes import free_disk_bytes
 
 DEMO_WARNING = "the built-in model: a small mixture of experts that shows how the suite works"
 HIDDEN_AND_HEAD = ("hidden.npy", "head.safetensors")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run in the store."""
-
-    path: Path
-    record: Record
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from evalsuite.core.sweep import groups, label
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.engines.process import ProcessGenerator
 from evalsuite.engines.select import choose_engine
-from evalsuite.run.cell import TOKENS, Cell, engaged
+from evalsuite.run.cell import Cell, engaged
 from evalsuite.run.forecast import DEVICE_UNKNOWN
 from evalsuite.run.held import HeldEngine, Opener
 from evalsuite.run.idle import IdleMemory
@@ -31,7 +31,7 @@ from evalsuite.run.record import new_record
 from evalsuite.run.resume import finished_cell
 from evalsuite.run.subject import Subject
 from evalsuite.store.folder import RunFolder, storage_errors
-from evalsuite.store.runs import ResumeMode, RunStore, utc_now
+from evalsuite.store.runs import TOKENS, ResumeMode, RunStore, utc_now
 from evalsuite.telemetry.gpu import visible_gpus
 from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.samples import LINES, PARQUET

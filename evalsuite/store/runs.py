@@ -10,10 +10,12 @@
         run.json         the Record
         windows.parquet  the same lines as a table
         tensors.parquet  of a quantization: a row a weight matrix
+        tokens.parquet   of a speed cell: a row a generated token, with its time
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +26,8 @@ from pydantic import ValidationError
 from evalsuite.core.errors import ResumeMismatch, StorageError, UsageError, first_line
 from evalsuite.core.record import READABLE_VERSIONS, Record
 from evalsuite.store.folder import PARTIAL, RunFolder, storage_errors
+
+TOKENS = "tokens.parquet"
 
 ResumeMode = Literal["auto", "resume", "fresh"]
 
@@ -158,16 +162,30 @@ def load_record(path: Path) -> Record:
         ) from error
 
 
-def load_records(root: Path) -> tuple[list[Record], list[str]]:
-    """Records of all finished runs in a results folder; and of those that cannot be read, why."""
-    records: list[Record] = []
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run: its record, and the folder that holds its samples."""
+
+    path: Path
+    record: Record
+
+
+def load_runs(root: Path) -> tuple[list[StoredRun], list[str]]:
+    """All finished runs in a results folder, kind by kind, newest first; and why others cannot be read."""
+    runs: list[StoredRun] = []
     left_out: list[str] = []
     for path in RunStore(root).finished("*"):
         try:
-            records.append(load_record(path))
+            runs.append(StoredRun(path, load_record(path)))
         except StorageError as error:
             left_out.append(error.what)
-    return records, left_out
+    return runs, left_out
+
+
+def load_records(root: Path) -> tuple[list[Record], list[str]]:
+    """Records of all finished runs in a results folder; and of those that cannot be read, why."""
+    runs, left_out = load_runs(root)
+    return [run.record for run in runs], left_out
 
 
 def load_windows(path: Path) -> pd.DataFrame:
@@ -183,6 +201,20 @@ def load_windows(path: Path) -> pd.DataFrame:
             f"{path / 'windows.parquet'} cannot be read.",
             cause=first_line(error),
             todo="restore the file from a copy, or run it again.",
+        ) from error
+
+
+def load_tokens(path: Path) -> pd.DataFrame:
+    """Every token of a finished speed cell, with its time.
+
+    Raises:
+        StorageError: they are missing or damaged.
+    """
+    try:
+        return pd.read_parquet(path / TOKENS)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{path / TOKENS} cannot be read.", cause=first_line(error), todo="measure the cell again."
         ) from error
 
 

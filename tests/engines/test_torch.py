@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from engines import tiny
 from evalsuite.core.errors import MeasurementError, ModelError, NonFiniteScore
 from evalsuite.core.protocol import PROTOCOLS, protocol
+from evalsuite.core.spans import span
 from evalsuite.data.models import find_checkpoint
 from evalsuite.data.windows import TokenWindow, cut, plan_windows
 from evalsuite.engines.head import Head, nats_of
 from evalsuite.engines.loading import resolve_compute
 from evalsuite.engines.torch import TorchScorer, divergences
-from evalsuite.measure.perplexity import span
 
 TOKENS = 75
 SCALED = {"card-1155": (24, 6), "hf": (24, 9), "gptq": (20, None), "llama.cpp": (16, None), "paper": (24, 8)}

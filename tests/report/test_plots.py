@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def curve(windows: int, *, intervals: bool = True, level: float = 6.5) -> pd.DataFrame:
-    """As measure.perplexity.running_perplexity gives it: below ten windows there is no interval."""
+    """As core.spans.running_perplexity gives it: below ten windows there is no interval."""
     n = np.arange(1, windows + 1, dtype=float)
     perplexity = level + 3 / n * np.cos(n)
     half = np.where((n >= 10) & intervals, 2 / np.sqrt(n), np.nan)

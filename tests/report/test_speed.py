@@ -180,8 +180,8 @@ def test_a_single_repeat_has_a_picture_too(tmp_path):
 
 
 def test_rows_from_a_sweep_carry_agreement_and_verdicts(tmp_path):
+    from evalsuite.report.speed_rows import speed_rows
     from evalsuite.run.perplexity import Finished
-    from evalsuite.run.rows import speed_rows
 
     frames = {"no cache": [1, 2, 3, 4], "cache": [1, 2, 9, 4]}
     finished = []

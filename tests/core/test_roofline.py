@@ -4,7 +4,7 @@ import pytest
 
 from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.geometry import Geometry
-from evalsuite.measure.roofline import bound, parts, verdict
+from evalsuite.core.roofline import bound, parts, verdict
 
 GEOMETRY = Geometry(
     total_bytes=10_000, dense_bytes=1000, row_bytes=0, expert_bytes=10, expert_layers=5, experts=16, top_k=2,

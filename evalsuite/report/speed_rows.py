@@ -3,20 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pandas as pd
-
-from evalsuite.core.errors import StorageError, first_line
+from evalsuite.core.agreement import token_agreement
+from evalsuite.core.roofline import verdict
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import SpeedResult
-from evalsuite.measure.agreement import token_agreement
-from evalsuite.measure.roofline import verdict
 from evalsuite.report.speed import Row, mode_pairs
-from evalsuite.run.cell import TOKENS
-from evalsuite.run.perplexity import Finished
-from evalsuite.store.runs import RunStore, load_record
+from evalsuite.store.runs import RunStore, StoredRun, load_record, load_tokens
 
 
-def speed_rows(finished: Sequence[Finished]) -> list[Row]:
+def speed_rows(finished: Sequence[StoredRun]) -> list[Row]:
     """A row for every cell that succeeded, in the order given."""
     measured = [one for one in finished if one.record.status == "ok"]
     rows = [Row(one.record) for one in measured]
@@ -49,40 +44,26 @@ def rows_of_other_devices(store: RunStore, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def load_tokens(one: Finished) -> pd.DataFrame:
-    """Every token of a run with its time.
-
-    Raises:
-        StorageError: the file is missing or damaged.
-    """
-    try:
-        return pd.read_parquet(one.path / TOKENS)
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"{one.path / TOKENS} cannot be read.", cause=first_line(error), todo="measure the cell again."
-        ) from error
-
-
 def _verdict(result: SpeedResult, graphs_over_eager: float | None) -> str:
     if result.bound is None:
         return f"no bound: {result.bound_absent}"
     return verdict(result.bound, graphs_over_eager)
 
 
-def _with_agreement(row: Row, one: Finished, measured: Sequence[Finished]) -> Row:
+def _with_agreement(row: Row, one: StoredRun, measured: Sequence[StoredRun]) -> Row:
     reference = _reference(one, measured)
     if reference is None or row.spec.serving.moe_routing != "model":  # what is drawn at random differs anyway
         return row
     if reference is one:
         return replace(row, is_reference=True)
-    return replace(row, agreement=token_agreement(load_tokens(reference), load_tokens(one)).share)
+    return replace(row, agreement=token_agreement(load_tokens(reference.path), load_tokens(one.path)).share)
 
 
-def _reference(one: Finished, measured: Sequence[Finished]) -> Finished | None:
+def _reference(one: StoredRun, measured: Sequence[StoredRun]) -> StoredRun | None:
     """The uncached cell of the same model and workload: eager and on the same device, if there is one."""
     mine = SpeedSpec.model_validate(one.record.spec)
 
-    def distance(other: Finished) -> tuple[bool, bool, bool]:
+    def distance(other: StoredRun) -> tuple[bool, bool, bool]:
         theirs = SpeedSpec.model_validate(other.record.spec).serving
         return (
             not theirs.enforce_eager,

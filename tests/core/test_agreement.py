@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from evalsuite.core.agreement import token_agreement
 from evalsuite.core.errors import NotComparable
 from evalsuite.engines.base import Generated
-from evalsuite.measure.agreement import token_agreement
 from evalsuite.measure.speed import token_rows
 
 
