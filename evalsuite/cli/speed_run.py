@@ -13,11 +13,11 @@ from evalsuite.core.sweep import Axes, cells, label, reference_cells
 from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import Checkpoint, find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
+from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
     Row,
     device_table,
     failure_table,
-    forecast_table,
     graph_ratios,
     latency_table,
     load_table,

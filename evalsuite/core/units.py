@@ -14,6 +14,13 @@ def si_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def byte_unit(largest: float) -> tuple[str, float]:
+    """The decimal unit of a column whose largest value this is, and its size in bytes."""
+    if largest >= 1e9:
+        return "GB", 1e9
+    return ("MB", 1e6) if largest >= 1e6 else ("kB", 1e3)
+
+
 def duration(seconds: float) -> str:
     """Seconds as 41 s, 3 min 20 s or 2 h 05 min."""
     if seconds < 59.5:

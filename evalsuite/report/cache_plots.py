@@ -40,12 +40,18 @@ class SpeedCurve:
 
 
 def hit_rates(
-    curves: Mapping[str, Mapping[int, float]], experts: int, top_k: int, title: str, caption: str, out: Path
+    curves: Mapping[str, Mapping[int, float]],
+    experts: int,
+    top_k: int | None,
+    title: str,
+    caption: str,
+    out: Path,
 ) -> list[Path]:
     """Decode hit rate against the cache size, a line a policy; Belady's optimum above them in black.
 
     Args:
         curves: policy to size to hit rate, 0 to 1.
+        top_k: experts that a token takes; None where it is not known.
         out: path without suffix.
 
     Returns:
@@ -69,7 +75,8 @@ def hit_rates(
                 sizes, [100 * by_size[size] for size in sizes], dash, color=colour, marker=marker,
                 markersize=4.5, linewidth=1.5, markerfacecolor="white", label=policy,
             )  # fmt: skip
-        _mark_top_k(axes, top_k)
+        if top_k is not None:
+            _mark_top_k(axes, top_k)
         _size_axis(axes, experts)
         axes.set_ylim(0, 102)
         axes.set_ylabel("decode hit rate [%]")

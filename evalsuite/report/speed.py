@@ -1,22 +1,25 @@
-"""The tables of a speed sweep: what was measured, on which GPUs, what failed, and what is predicted."""
+"""The tables of a speed sweep: what was measured, on which GPUs, and what failed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evalsuite.core.forecast import Forecast
-from evalsuite.core.record import Record
+from evalsuite.core.record import Record, Status
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import Estimate, SpeedResult
-from evalsuite.core.units import si_bytes
+from evalsuite.report.choose import device_of, model_of
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 
 GRAPHS_MATTER = 1.2  # times faster: then the caption says so
+ENDINGS: dict[Status, str] = {
+    "oom": "out of memory", "timeout": "timed out", "failed": "failed", "interrupted": "interrupted",
+    "running": "unfinished",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One finished cell.
+    """One finished cell, or one that came to nothing, which has no `result`.
 
     Attributes:
         verdict: what binds it.
@@ -39,9 +42,12 @@ class Row:
         return self.record.results
 
     @property
+    def failed(self) -> bool:
+        return self.record.status != "ok"
+
+    @property
     def model(self) -> str:
-        name = self.record.model.name if self.record.model else self.spec.model
-        return f"{name} (dummy weights)" if self.spec.serving.load_format == "dummy" else name
+        return model_of(self.record)
 
     @property
     def mode(self) -> str:
@@ -54,7 +60,7 @@ class Row:
 
     @property
     def device(self) -> str:
-        return self.record.model.device_name if self.record.model else "unknown"
+        return device_of(self.record)
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,12 @@ SETTINGS = (
     Setting("on", lambda r: r.device, "on {}".format),
     Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", None),
     Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), None),
-    Setting("concurrency", lambda r: str(r.result.concurrency), "concurrency {}".format),
+    Setting("concurrency", lambda r: str(r.spec.workload.concurrency), "concurrency {}".format),
     Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}".format),
     Setting("dtype", lambda r: r.record.model.dtype if r.record.model else "—", "{}".format),
-    Setting("prompt", lambda r: f"{r.result.input_len:,}", "{} prompt tokens".format),
-    Setting("output", lambda r: f"{r.result.output_len:,}", "{} output tokens".format),
-    Setting("repeats", lambda r: str(r.result.repeats), "{} repeats".format),
+    Setting("prompt", lambda r: f"{r.spec.workload.input_len:,}", "{} prompt tokens".format),
+    Setting("output", lambda r: f"{r.spec.workload.output_len:,}", "{} output tokens".format),
+    Setting("repeats", lambda r: str(r.spec.workload.repeats), "{} repeats".format),
 )
 
 
@@ -98,17 +104,17 @@ def slots(spec: SpeedSpec) -> str:
 
 def speed_table(rows: Sequence[Row]) -> Table[Row]:
     """Decode speed beside its bound, a row for each cell; what all cells share stands in the caption."""
-    settings, shared = _settings(rows)
+    settings, shared = settings_of(rows)
     columns = [
         *settings,
-        Column[Row]("decode", lambda r: _pm(r.result.decode_tokens_per_s), "tok/s", "higher"),
-        Column[Row]("bound", lambda r: _bound(r), "tok/s"),
-        Column[Row]("reached", lambda r: _share(r), "%"),
+        Column[Row]("decode", decode_cell, "tok/s", "higher"),
+        Column[Row]("bound", bound_cell, "tok/s"),
+        Column[Row]("reached", share_cell, "%"),
     ]
     optional = [
         Column[Row]("what binds it", lambda r: r.verdict or NOT_MEASURED),
-        Column[Row]("hits", _hit_rate, "%", "higher"),
-        Column[Row]("same tokens", _agreement, "%", "higher"),
+        Column[Row]("hits", hit_cell, "%", "higher"),
+        Column[Row]("same tokens", agreement_cell, "%", "higher"),
     ]
     columns += [column for column in optional if any(column.get(row) != NOT_MEASURED for row in rows)]
     parts = [
@@ -121,12 +127,12 @@ def speed_table(rows: Sequence[Row]) -> Table[Row]:
         parts.append("Same tokens: those before the first difference from the model's uncached arm.")
     if any(row.spec.serving.load_format == "dummy" for row in rows):
         parts.append("Dummy weights: which experts they choose is not a trained model's.")
-    return Table("Speed", columns, rows, " ".join(filter(None, parts)))
+    return Table("Speed", columns, rows, " ".join(filter(None, parts)), runs_of)
 
 
 def latency_table(rows: Sequence[Row]) -> Table[Row]:
     """Times of first and later tokens, and throughput of all requests together."""
-    settings, shared = _settings(rows)
+    settings, shared = settings_of(rows)
     columns = [
         *settings,
         Column[Row]("TTFT", lambda r: _pm(r.result.ttft_s, 1000), "ms", "lower"),
@@ -142,12 +148,13 @@ def latency_table(rows: Sequence[Row]) -> Table[Row]:
         rows,
         f"{shared} Output: tokens of all requests from first submission to last token. Prefill: prompt "
         "tokens to the last first token.",
+        runs_of,
     )
 
 
 def load_table(rows: Sequence[Row]) -> Table[Row]:
     """How long loading took, in the engine's own parts; a part that it does not report shows a dash."""
-    settings, shared = _settings(rows)
+    settings, shared = settings_of(rows)
     columns = [
         *settings,
         Column[Row]("load", lambda r: _seconds(r.result.load.total_s), "s", "lower"),
@@ -162,13 +169,15 @@ def load_table(rows: Sequence[Row]) -> Table[Row]:
         rows,
         f"{shared} Cells that differ in cache size or concurrency may share one load. Page cache: share of "
         "the checkpoint in it before; a load is warm from one half, else cold.",
+        runs_of,
     )
 
 
-def _settings(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
+def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
     varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
-    columns = [Column[Row](s.title, s.get) for s in varying] or [Column[Row]("model", lambda r: r.model)]
+    columns = [Column[Row](s.title, s.get, label=True) for s in varying]
+    columns = columns or [Column[Row]("model", lambda r: r.model, label=True)]
     shared = [s.sentence(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
     said = [sentence for sentence in shared if sentence]
     return columns, ", ".join(said) + "." if said else ""
@@ -177,7 +186,7 @@ def _settings(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
 def graph_ratios(rows: Sequence[Row]) -> list[str]:
     """A sentence for every pair of cells that differ in eager and graphs alone."""
     found: list[str] = []
-    for eager, graphs in mode_pairs(rows):
+    for eager, graphs in mode_pairs([row for row in rows if not row.failed]):
         ratio = graphs.result.decode_tokens_per_s.mean / eager.result.decode_tokens_per_s.mean
         said = f"{ratio:.3g}× as fast as eager"
         if ratio < GRAPHS_MATTER:
@@ -244,61 +253,43 @@ def failure_table(records: Sequence[tuple[str, Record]]) -> Table[tuple[str, Rec
     )
 
 
-def forecast_table(rows: Sequence[tuple[str, Forecast]]) -> Table[tuple[str, Forecast]]:
-    """What each cell will take; nothing was loaded."""
-    cached = any(f.all_misses_tokens_per_s is not None for _, f in rows)
-    columns = [
-        Column[tuple[str, Forecast]]("cell", lambda r: r[0]),
-        Column[tuple[str, Forecast]]("engine", lambda r: r[1].engine),
-        Column[tuple[str, Forecast]]("weights", lambda r: _bytes(r[1].weights_bytes)),
-        Column[tuple[str, Forecast]]("requests", lambda r: _bytes(r[1].request_bytes)),
-        Column[tuple[str, Forecast]]("device", lambda r: _bytes(r[1].device_bytes)),
-        Column[tuple[str, Forecast]]("fits", lambda r: _fits(r[1])),
-        Column[tuple[str, Forecast]]("bound", lambda r: _rate_cell(r[1].tokens_per_s), "tok/s"),
-    ]
-    if cached:
-        columns.append(
-            Column[tuple[str, Forecast]](
-                "bound, all misses", lambda r: _rate_cell(r[1].all_misses_tokens_per_s), "tok/s"
-            )
-        )
-    absent = dict.fromkeys(f.absent for _, f in rows if f.absent)
-    return Table(
-        f"{len(rows)} cells, none of them run",
-        columns,
-        rows,
-        " ".join(
-            (
-                "Derived from config.json and measured bandwidths, for one sequence. Requests are keys, "
-                "values and states at their ends; vLLM reserves more, all of its share of the GPU.",
-                *absent,
-            )
-        ),
-    )
-
-
 def _pm(value: Estimate, scale: float = 1.0) -> str:
     if value.low is None or value.high is None:
         return f"{scale * value.mean:.4g}"
     return plus_minus(scale * value.mean, scale * value.low, scale * value.high)
 
 
-def _bound(row: Row) -> Cell:
+def runs_of(row: Row) -> tuple[str, ...]:
+    return (row.record.run_id,)
+
+
+def decode_cell(row: Row) -> Cell:
+    """Decode tokens/s; of a cell that came to nothing, how it ended."""
+    if row.failed:
+        return Cell(ENDINGS[row.record.status], "failed")
+    return Cell(_pm(row.result.decode_tokens_per_s))
+
+
+def bound_cell(row: Row) -> Cell:
+    if row.failed:
+        return NOT_MEASURED
     found = row.result.bound
-    return Cell(_rate(found.tokens_per_s)) if found else NOT_MEASURED
+    return Cell(rate_text(found.tokens_per_s)) if found else NOT_MEASURED
 
 
-def _share(row: Row) -> Cell:
+def share_cell(row: Row) -> Cell:
+    if row.failed:
+        return NOT_MEASURED
     found = row.result.bound
     return Cell(f"{100 * found.share:.2g}") if found else NOT_MEASURED
 
 
-def _hit_rate(row: Row) -> Cell:
+def hit_cell(row: Row) -> Cell:
     rate = row.record.expert_cache.hit_rate if row.record.expert_cache else None
     return NOT_MEASURED if rate is None else Cell(f"{100 * rate:.1f}")
 
 
-def _agreement(row: Row) -> Cell:
+def agreement_cell(row: Row) -> Cell:
     if row.is_reference:
         return NOT_MEASURED
     return NOT_MEASURED if row.agreement is None else Cell(f"{100 * row.agreement:.1f}")
@@ -315,22 +306,10 @@ def _resident(row: Row) -> Cell:
     return Cell(f"{100 * share:.0f} %, {'warm' if share >= 0.5 else 'cold'}")
 
 
-def _bytes(count: int | None) -> Cell:
-    return NOT_MEASURED if count is None else Cell(si_bytes(count))
-
-
 def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.3g}" if seconds < 1 else f"{1000 * seconds:,.0f}"
 
 
-def _rate(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """Three digits, and no exponent."""
     return f"{rate:.3g}" if rate < 999.5 else f"{rate:,.0f}"
-
-
-def _rate_cell(rate: float | None) -> Cell:
-    return NOT_MEASURED if rate is None else Cell(_rate(rate))
-
-
-def _fits(row: Forecast) -> Cell:
-    return NOT_MEASURED if row.fits is None else Cell("yes" if row.fits else "no")

@@ -111,8 +111,7 @@ class Table(Generic[Row]):
             caption_justify="left",
             expand=any(column.prose for column in self.columns),
         )
-        for index, column in enumerate(self.columns):
-            left = index == 0 or column.prose
+        for column, left in zip(self.columns, self._left(), strict=True):
             table.add_column(
                 Text(column.heading),
                 justify="left" if left else "right",
@@ -129,7 +128,7 @@ class Table(Generic[Row]):
 
         rule = "|" + "|".join(" --- " if left else " ---: " for left in self._left()) + "|"
         rows = [line([c.heading for c in self.columns]), rule, *map(line, self.cells())]
-        return "\n".join(rows) + (f"\n\n{markdown_text(self.caption)}" if self.caption else "")
+        return "\n".join(rows) + (f"\n\n{markdown_text(self.caption.strip())}" if self.caption else "")
 
     def to_csv(self) -> str:
         """A line of headings and a line a row; a last column names the runs, where there are any."""
@@ -180,4 +179,4 @@ class Table(Generic[Row]):
 
     def _left(self) -> list[bool]:
         """Which columns are set from the left."""
-        return [index == 0 or column.prose > 0 for index, column in enumerate(self.columns)]
+        return [i == 0 or c.prose > 0 or c.label for i, c in enumerate(self.columns)]

@@ -12,11 +12,11 @@ from evalsuite.core.record import Machine, ModelFacts, Record
 from evalsuite.core.spec import Serving, SpeedSpec, Workload, spec_hash
 from evalsuite.core.speed import Bound, Estimate, LoadTimes, SpeedResult
 from evalsuite.measure.speed import estimate
+from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
     Row,
     device_table,
     failure_table,
-    forecast_table,
     graph_ratios,
     latency_table,
     load_table,
@@ -41,7 +41,7 @@ def row(
     spec = SpeedSpec(
         model=model,
         serving=Serving(enforce_eager=eager, moe_expert_cache_size=size, load_format=load),
-        workload=Workload(corpus="builtin", concurrency=concurrency),
+        workload=Workload(corpus="builtin", concurrency=concurrency, repeats=3),
     )
     bound = Bound(
         bytes_per_token=10, transfer_bytes_per_token=0, bandwidth_bytes_per_s=1e4,

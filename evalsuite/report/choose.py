@@ -1,0 +1,125 @@
+"""Which runs may stand beside each other, which stands for several of one kind, and what is whose baseline.
+
+Perplexities stand in one table where text, tokenizer, protocol and windows are the same: a condition. Speeds
+are compared between models where the workload, the serving, the device, its driver and the libraries that run
+there are the same. Of several runs that agree in all of this and in the model, the newest stands for them;
+they are never averaged.
+"""
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+from evalsuite.core.record import CompareResult, PerplexityResult, QuantizeResult, Record
+from evalsuite.core.spec import canonical_json
+from evalsuite.store.runs import StoredRun
+
+LIBRARIES = ("torch", "vllm", "transformers", "triton")  # whose version can change a speed
+PLAIN = re.compile(r"\b(BF16|FP16|F16|FP32|F32)\b")
+
+Item = TypeVar("Item")
+
+
+def perplexity_condition(record: Record) -> Hashable:
+    """Equal for runs whose perplexities may be compared."""
+    assert record.text is not None
+    assert record.protocol is not None
+    assert isinstance(record.results, PerplexityResult)
+    protocol = canonical_json(record.protocol.model_dump(mode="json", exclude={"name"}))
+    return record.text.sha256, record.text.tokenizer_sha256, protocol, record.results.windows
+
+
+def speed_condition(record: Record) -> Hashable:
+    """Equal for runs whose speeds may be compared between models; of footprints likewise.
+
+    Where the prompts' text comes from is part of the workload; which tokenizer cuts it is the model's.
+    """
+    spec: Any = {key: value for key, value in record.spec.items() if key != "model"}
+    serving = {key: value for key, value in spec["serving"].items() if key != "gpus"}
+    packages = {name: record.machine.packages.get(name) for name in LIBRARIES}
+    return (
+        canonical_json(spec | {"serving": serving}),
+        device_of(record),
+        record.machine.gpu_driver,
+        canonical_json(packages),
+    )
+
+
+def device_of(record: Record) -> str:
+    """The device as its driver names it; of a run that failed early, the one that it was to run on."""
+    if record.model is not None:
+        return record.model.device_name
+    gpus, serving = record.machine.gpus, cast("dict[str, Any]", record.spec.get("serving", {}))
+    chosen: Sequence[int] = serving.get("gpus", ())
+    if chosen and max(chosen) < len(gpus):
+        return gpus[chosen[0]].name
+    return gpus[0].name if gpus else record.machine.cpu
+
+
+def model_of(record: Record) -> str:
+    """The model as tables name it."""
+    name = record.model.name if record.model else record.run_id.partition("/")[0]
+    serving: Any = record.spec.get("serving", {})
+    return f"{name} (dummy weights)" if serving.get("load_format") == "dummy" else name
+
+
+def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
+    """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
+
+    Args:
+        runs: newest first.
+    """
+    found: dict[Hashable, StoredRun] = {}
+    for run in runs:
+        record = run.record
+        key = (record.kind, record.spec_hash, device_of(record))
+        if key not in found or (record.status == "ok" and found[key].record.status != "ok"):
+            found[key] = run
+    return list(found.values())
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Items of equal key together, larger groups first, else in the order of their first."""
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+class Lineage:
+    """Which run a run is measured against: the unquantized model's, under the same condition.
+
+    A run's baseline is the one that a recorded comparison names; else the source that a recorded
+    quantization names; else the only plain 16- or 32-bit model of the same architecture and parameters that
+    no quantization made.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._named: dict[str, str] = {}
+        self._source: dict[str, str] = {}
+        for record in records:
+            if isinstance(record.results, CompareResult):
+                self._named.setdefault(record.results.candidate_run, record.results.baseline_run)
+            elif isinstance(record.results, QuantizeResult):
+                self._source.setdefault(record.results.fingerprint, record.results.source_fingerprint)
+
+    def baseline(self, record: Record, peers: Sequence[Record]) -> Record | None:
+        """The run among `peers`, which share its condition, that this one is held against; None for none."""
+        others = [peer for peer in peers if peer.run_id != record.run_id and peer.model is not None]
+        model = record.model
+        if model is None:
+            return None
+        named = self._named.get(record.run_id)
+        if found := [peer for peer in others if peer.run_id == named]:
+            return found[0]
+        source = self._source.get(model.fingerprint)
+        if source is not None:
+            return next((p for p in others if p.model and p.model.fingerprint == source), None)
+        if PLAIN.search(model.stored):
+            return None
+        plain = [
+            p for p in others
+            if p.model and p.model.fingerprint not in self._source and PLAIN.search(p.model.stored)
+            and (p.model.architecture, p.model.parameters) == (model.architecture, model.parameters)
+        ]  # fmt: skip
+        return plain[0] if len({p.model.fingerprint for p in plain if p.model}) == 1 else None
