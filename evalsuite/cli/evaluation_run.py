@@ -14,8 +14,8 @@ from evalsuite.cli.perplexity_run import measure as measure_perplexity
 from evalsuite.cli.quantize import quantize_model
 from evalsuite.cli.show import Screen
 from evalsuite.cli.speed_run import measure as measure_speed
-from evalsuite.core.errors import EvalError, MeasurementError, UsageError
-from evalsuite.core.spec import QuantizeSpec
+from evalsuite.core.errors import EvalError, MeasurementError, ModelError, UsageError
+from evalsuite.core.spec import PerplexitySpec, QuantizeSpec
 from evalsuite.core.units import si_bytes
 from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
@@ -45,6 +45,8 @@ from evalsuite.report.evaluation import (
     plan_table,
     refusal_table,
 )
+from evalsuite.report.sections import build_report
+from evalsuite.run.resume import finished_scores
 from evalsuite.run.trace import TRACE_FILE
 from evalsuite.store.derived import write_derived
 from evalsuite.store.runs import RunStore
@@ -117,7 +119,7 @@ class Job:
         """Do every step, whatever becomes of the others.
 
         Raises:
-            UsageError: a step names a file that is not there, or the weights do not fit the disk; nothing ran.
+            UsageError: a step names a file that is not there, or the disk is too small; nothing ran.
             MeasurementError: a step failed; all others are done.
         """
         plan = self._plan(None)
@@ -186,7 +188,7 @@ class Job:
         elif isinstance(step, CheckStep):
             self._check(step, screen)
         else:
-            self._report(step, screen)
+            self._report(screen)
 
     def _quantize(self, step: QuantizeStep, screen: Screen) -> None:
         folder = self._models.folder
@@ -200,10 +202,26 @@ class Job:
 
     def _perplexity(self, step: PerplexityStep, screen: Screen) -> None:
         first, *others = [self._models.name(role) for role in self.evaluation.roles(step)]
+        spec, baseline = step.spec(first, *others), others[0] if others else None
+        try:
+            self._score(spec, baseline, screen)
+        except EvalError:
+            if baseline is not None and not self._is_scored(spec.model_copy(update={"model": baseline})):
+                screen.warn(f"{baseline} came to nothing; {first} is scored all the same")
+                self._score(spec, None, screen)
+            raise
+
+    def _score(self, spec: PerplexitySpec, baseline: str | None, screen: Screen) -> None:
         measure_perplexity(
-            screen, step.spec(first, *others), self.results, baseline=others[0] if others else None,
-            inherit=[], mode="auto", again=False,
-        )  # fmt: skip
+            screen, spec, self.results, baseline=baseline, inherit=[], mode="auto", again=False
+        )
+
+    def _is_scored(self, spec: PerplexitySpec) -> bool:
+        try:
+            checkpoint = find_checkpoint(spec.model, download=False)
+        except ModelError:
+            return False
+        return any(True for _ in finished_scores(RunStore(self.results), spec, checkpoint))
 
     def _cache(self, step: CacheStep, screen: Screen) -> None:
         request = step.request(self._models.name("candidate"))
@@ -221,6 +239,10 @@ class Job:
         if found := sorted({verdict for verdict in verdicts if verdict in step.fail_on}):
             raise MeasurementError(f"There are claims of the verdict {', '.join(found)}.")
 
+    def _report(self, screen: Screen) -> None:
+        report = build_report([self.results], figures=self.results / "figures")
+        screen.note(f"{len(report.sections)} sections of {len(report.runs)} runs")
+
 
 def _refuse_full_disks(models: Sequence[PlannedModel]) -> None:
     for model in models:
@@ -229,5 +251,5 @@ def _refuse_full_disks(models: Sequence[PlannedModel]) -> None:
             raise UsageError(
                 f"{model.name} needs {si_bytes(model.weights_bytes)}, and its disk has "
                 f"{si_bytes(model.free_bytes)} free.",
-                todo="make room, or choose another disk: HF_HOME for downloads, --work for what is quantized.",
+                todo="make room, or choose a disk: HF_HOME for downloads, --work for what is quantized.",
             )

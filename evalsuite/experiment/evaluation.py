@@ -21,6 +21,7 @@ from evalsuite.run.options import (
     SpeedOptions,
     TraceOptions,
     one_device,
+    prompt_corpus,
 )
 
 Role = Literal["candidate", "baseline"]
@@ -101,6 +102,7 @@ class ReportStep(Named):
     command: Literal["report"]
 
 
+OnText = PerplexityStep | SpeedStep | FootprintStep | CacheStep
 Step = QuantizeStep | PerplexityStep | SpeedStep | FootprintStep | CacheStep | CheckStep | ReportStep
 
 
@@ -118,12 +120,15 @@ class Evaluation(Value):
         question: what it answers; the title of its tables.
         candidate: as MODEL on the command line; None where a step quantizes the baseline into it.
         baseline: what the candidate is compared with, or None.
+        corpus: of every step that names none; None is the built-in text where the built-in model takes part,
+            else WikiText-2.
         steps: done in this order.
     """
 
     question: str
     candidate: str | None = None
     baseline: str | None = None
+    corpus: str | None = None
     geometry: Geometries = Geometries()
     steps: tuple[Annotated[Step, Field(discriminator="command")], ...] = Field(min_length=1)
 
@@ -165,7 +170,23 @@ class Evaluation(Value):
                 f"--only {unknown[0]}: the file has no such step.",
                 todo=f"choose from {', '.join(name_of(step) for step in self.steps)}.",
             )
-        return [step for step in self.steps if not only or {name_of(step), step.command} & set(only)]
+        return [
+            self._with_corpus(step)
+            for step in self.steps
+            if not only or {name_of(step), step.command} & set(only)
+        ]
+
+    def _with_corpus(self, step: Step) -> Step:
+        """The same text for all steps, also where only one of the models takes part."""
+        if not isinstance(step, OnText) or step.corpus is not None:
+            return step
+        load_format = "auto" if isinstance(step, PerplexityStep) else step.load_format
+        chosen = prompt_corpus(load_format, *self._models)
+        return step.model_copy(update={"corpus": self.corpus or chosen})
+
+    @property
+    def _models(self) -> tuple[str, ...]:
+        return tuple(model for model in (self.candidate, self.baseline) if model is not None)
 
     def limited(self, windows: int) -> "Evaluation":
         """The same, with at most so many windows in every perplexity step."""

@@ -35,6 +35,11 @@ class Subject:
     checkpoint: Checkpoint | None
     planned: PlannedModel
 
+    @property
+    def short(self) -> str:
+        """Of a path, the last part."""
+        return self.name.rstrip("/").rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Models:

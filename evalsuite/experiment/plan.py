@@ -18,7 +18,7 @@ from evalsuite.core.geometry import Geometry
 from evalsuite.core.record import Machine, QuantizeResult
 from evalsuite.core.spec import FootprintSpec, PerplexitySpec, Serving, SpeedSpec
 from evalsuite.core.sweep import cells, label, reference_cells
-from evalsuite.data.corpora import load_corpus
+from evalsuite.data.corpora import Corpus, load_corpus
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines.geometry import read_geometry
 from evalsuite.engines.predict import predict_geometry
@@ -66,6 +66,7 @@ class Planner:
     machine: Machine
     bandwidth_of: Callable[[int | None], Bandwidth] | None
     _rates: dict[int | None, Bandwidth | EvalError] = field(default_factory=dict)
+    _corpora: dict[str, Corpus | EvalError] = field(default_factory=dict)
 
     def cells(self, step: Step) -> list[PlannedCell]:
         """Every measurement of a step; none for steps that measure nothing."""
@@ -85,7 +86,11 @@ class Planner:
 
     def _quantization(self, step: QuantizeStep) -> PlannedCell:
         source, made = self.subjects["baseline"].planned, self.subjects["candidate"].planned
-        cell = PlannedCell(name_of(step), f"{source.name} into {made.name}", disk_bytes=made.weights_bytes)
+        cell = PlannedCell(
+            name_of(step),
+            f"{self.subjects['baseline'].short} into {self.subjects['candidate'].short}",
+            disk_bytes=made.weights_bytes,
+        )
         rate = self._quantization_rate()
         if made.origin == "here":
             return replace(cell, done=True)
@@ -110,7 +115,7 @@ class Planner:
             yield self._scoring(name_of(step), spec, subject)
 
     def _scoring(self, step: str, spec: PerplexitySpec, subject: Subject) -> PlannedCell:
-        what = f"{subject.planned.name}, {spec.protocol.describe()}"
+        what = f"{subject.short}, {spec.protocol.describe()}"
         cell, checkpoint = PlannedCell(step, what), subject.checkpoint
         if checkpoint is None:
             return replace(cell, unknown=NOT_HERE.format(subject.name))
@@ -121,13 +126,12 @@ class Planner:
             geometry = predict_geometry(checkpoint, serving)
         except UsageError as error:
             return replace(cell, refused=error.what)
+        text: Text | None = None
         try:
-            text = prepare_text(load_corpus(spec.corpus), load_tokenizer(spec.tokenizer, checkpoint), spec)
+            corpus = self._corpus(spec.corpus)
+            text = prepare_text(corpus, load_tokenizer(spec.tokenizer, checkpoint), spec)
         except EvalError as error:
-            text, cell = (
-                None,
-                replace(cell, unknown=f"the windows of {subject.name} are not counted: {error.what}"),
-            )
+            cell = replace(cell, unknown=f"windows are not counted: {error.what}")
         cell = replace(
             cell,
             what=what if text is None else f"{len(text.windows):,} windows of {what}",
@@ -209,24 +213,30 @@ class Planner:
     def _measured(self, spec: SpeedSpec | FootprintSpec, subject: Subject) -> bool:
         if not _here(subject):
             return False
-        ready = prepare(spec.model, spec.serving, spec.workload, load_corpus(spec.workload.corpus))
+        try:
+            corpus = self._corpus(spec.workload.corpus)
+        except EvalError:
+            return False
+        ready = prepare(spec.model, spec.serving, spec.workload, corpus)
         return finished_cell(self.store, spec, ready, self.machine) is not None
 
     def _trace(self, step: CacheStep) -> PlannedCell:
+        step.prediction()  # refuses what belongs to no GPU
         subject = self.subjects["candidate"]
         tokens = step.requests * (step.input_len + step.output_len)
-        cell = PlannedCell(name_of(step), f"trace of {subject.planned.name}, {tokens:,} tokens", step.engine)
+        cell = PlannedCell(name_of(step), f"trace of {subject.short}, {tokens:,} tokens", step.engine)
         if subject.checkpoint is None:
             return replace(cell, unknown=NOT_HERE.format(subject.name))
         try:
             request = step.request(subject.name)
-            geometry = expert_geometry(subject.checkpoint)
+            expert_geometry(subject.checkpoint)  # refuses a dense model
         except EvalError as error:
             return replace(cell, refused=error.what)
         done = (trace_folder(self.work, request, subject.checkpoint) / TRACE_FILE).exists()
-        serving = Serving(gpus=(0,) if self.gpu_count else ())
+        held = read_geometry(subject.checkpoint, "bfloat16", dequantised=step.engine == "torch")
+        serving = Serving(gpus=(0,) if self.gpu_count else (), enforce_eager=True)
         return replace(
-            cell, weights_bytes=geometry.total_bytes, device_bytes=self._device_bytes(serving), done=done
+            cell, weights_bytes=held.total_bytes, device_bytes=self._device_bytes(serving), done=done
         )
 
     def _device(self, spec: PerplexitySpec) -> tuple[int, ...]:
@@ -241,6 +251,18 @@ class Planner:
             return None if not serving.enforce_eager and not self.gpu_count else self.machine.ram_bytes
         there = [self.machine.gpus[gpu].memory_bytes for gpu in serving.gpus if gpu < len(self.machine.gpus)]
         return min(there) if len(there) == len(serving.gpus) else None
+
+    def _corpus(self, name: str) -> Corpus:
+        """Asked for once: a hub that does not answer takes half a minute to say so."""
+        if name not in self._corpora:
+            try:
+                self._corpora[name] = load_corpus(name)
+            except EvalError as error:
+                self._corpora[name] = error
+        found = self._corpora[name]
+        if isinstance(found, EvalError):
+            raise found
+        return found
 
     def _rate(self, gpu: int | None) -> Bandwidth | None:
         try:

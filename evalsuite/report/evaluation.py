@@ -101,9 +101,9 @@ def models_table(question: str, models: Sequence[PlannedModel]) -> Table[Planned
         question,
         (
             Column[PlannedModel]("role", lambda m: m.role),
-            Column[PlannedModel]("model", lambda m: m.name),
+            Column[PlannedModel]("model", lambda m: m.name, label=True),
             Column[PlannedModel]("weights", _weights),
-            Column[PlannedModel]("where", lambda m: WHERE[m.origin]),
+            Column[PlannedModel]("where", lambda m: WHERE[m.origin], label=True),
             Column[PlannedModel]("disk has free", lambda m: si_bytes(m.free_bytes)),
             Column[PlannedModel]("fits the disk", lambda m: _yes_no(m.fits_disk)),
         ),
@@ -117,7 +117,7 @@ def plan_table(cells: Sequence[PlannedCell], device: str) -> Table[PlannedCell]:
     missing = [cell for cell in cells if not cell.done and not cell.refused]
     total = sum(cell.seconds or 0 for cell in missing)
     untimed = sum(cell.seconds is None for cell in missing)
-    unknown = dict.fromkeys(f"{cell.unknown[0].upper()}{cell.unknown[1:]}." for cell in cells if cell.unknown)
+    unknown = dict.fromkeys(_sentence(cell.unknown) for cell in cells if cell.unknown)
     return Table(
         f"{len(cells)} measurements, {there} of them there",
         (
@@ -136,8 +136,9 @@ def plan_table(cells: Sequence[PlannedCell], device: str) -> Table[PlannedCell]:
         f"Nothing was loaded. Memory is derived from configurations, for {device}; vLLM reserves more, all "
         "of its share of a GPU. Times are those of the forward passes alone at this machine's measured copy "
         "bandwidth or matrix rate, so loading, compiling and everything that falls short of a bound come on "
-        f"top: what is missing takes more than {duration(total)}"
-        + (f", and {untimed} of it is unknown. " if untimed else ". ")
+        "top"
+        + (f": what is missing takes more than {duration(total)}. " if missing else ". ")
+        + (f"For {untimed} of it no time is known. " if untimed else "")
         + " ".join(unknown),
     )
 
@@ -179,6 +180,10 @@ def _weights(model: PlannedModel) -> Cell:
     return Cell(si_bytes(model.weights_bytes), origin)
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:].rstrip(".") + "."
+
+
 def _result(cell: PlannedCell) -> str:
     return "there" if cell.done else "not possible" if cell.refused else "missing"
 
@@ -186,7 +191,9 @@ def _result(cell: PlannedCell) -> str:
 def _time(cell: PlannedCell) -> Cell | str:
     if cell.done:
         return "—"
-    return "unknown" if cell.seconds is None else duration(cell.seconds)
+    if cell.seconds is None:
+        return "unknown"
+    return "< 0.1 s" if cell.seconds < 0.1 else duration(cell.seconds)
 
 
 def _bytes(count: int | None) -> Cell:
