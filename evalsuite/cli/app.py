@@ -46,6 +46,7 @@ def main() -> None:
         footprint,
         ppl,
         quantize,
+        report,
         run,
         speed,
     )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from evalsuite.core.telemetry import Phase, Telemetry
 from evalsuite.report.footprint import gpu_absent
-from evalsuite.report.plots import COLOURS, DASHES, STYLE, save_figure
+from evalsuite.report.plots import COLOURS, DASHES, STYLE, save_figure, spread
 from evalsuite.telemetry.phases import over_gpus
 
 BANDS = ("#f0f0f0", "#ffffff")
@@ -154,18 +154,6 @@ def _name_bands(axes: Any, phases: Sequence[Phase], whole_s: float) -> None:
         )
 
 
-def spread(places: Sequence[float], distance: float) -> list[float]:
-    """Ascending places, moved as little to the right, and then back to the left of 1, as keeps them apart."""
-    found: list[float] = []
-    for place in places:
-        found.append(max(place, found[-1] + distance) if found else place)
-    limit = 1.0
-    for index in reversed(range(len(found))):
-        found[index] = min(found[index], limit)
-        limit = found[index] - distance
-    return found
-
-
 def vram_bars(
     numbers: Mapping[str, int | str], checkpoint_bytes: int | None, title: str, caption: str, out: Path
 ) -> list[Path]:
@@ -207,7 +195,7 @@ def vram_bars(
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.14 * widest)
         axes.set_xlabel("GB (10⁹ bytes)")
-        axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
         figure.supxlabel(
             textwrap.fill(caption, 105), fontsize=8, color="#555555", x=0.01, ha="left", parse_math=False
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from evalsuite.core.record import PerplexityResult, Record
 from evalsuite.core.speed import Estimate, SpeedResult
+from evalsuite.core.units import byte_unit
 from evalsuite.report.choose import Lineage, device_of, grouped, model_of, speed_condition
 from evalsuite.report.footprint import gigabytes
 from evalsuite.report.perplexity import plus_minus
@@ -94,14 +95,16 @@ def chosen_cells(cells: Sequence[Record]) -> list[Record]:
 
 def headline_table(rows: Sequence[Standing]) -> Table[Standing]:
     """Perplexity, decode speed, checkpoint, weights on the device and VRAM, each beside its baseline's."""
+    largest = max(max(row.stored_bytes, _weights_of(row.speed)) for row in rows)
+    unit, size = byte_unit(largest)
     columns = [
         Column[Standing]("perplexity", _perplexity, better="lower"),
         Column[Standing]("Δ ln PPL", _delta, better="lower"),
         Column[Standing]("decode", _decode, "tok/s", "higher"),
         Column[Standing]("of baseline", _speed_ratio, "×", "higher"),
-        Column[Standing]("checkpoint", _disk, "GB", "lower"),
+        Column[Standing]("checkpoint", lambda s: _disk(s, size), unit, "lower"),
         Column[Standing]("of baseline", _disk_ratio, "×", "lower"),
-        Column[Standing]("weights on the device", _weights, "GB", "lower"),
+        Column[Standing]("weights on the device", lambda s: _weights(s, size), unit, "lower"),
         Column[Standing]("of baseline", _weights_ratio, "×", "lower"),
         Column[Standing]("VRAM peak", _peak, "GB", "lower"),
     ]
@@ -117,13 +120,15 @@ def headline_table(rows: Sequence[Standing]) -> Table[Standing]:
 def _caption(rows: Sequence[Standing]) -> str:
     parts: list[str] = []
     if any(row.perplexity for row in rows):
-        parts.append("Perplexity ± half the 95 % interval over windows; Δ ln PPL is paired by window.")
+        parts.append("Perplexity ± half the 95 % interval over windows.")
+    if any(row.pairing for row in rows):
+        parts.append("Δ ln PPL is paired by window.")
     cell = next((row.speed for row in rows if row.speed), None)
     if cell is not None:
         workload, mode = cell.spec["workload"], cell.engaged.get("mode", "mode unknown")
         parts.append(
-            f"Decode speed: of one sequence, {workload['concurrency']} at once, {mode}, all experts on the "
-            f"device, {workload['input_len']:,} prompt and {workload['output_len']:,} output tokens, on "
+            f"Decode speed: of one sequence, concurrency {workload['concurrency']}, {mode}, all experts on "
+            f"the device, {workload['input_len']:,} prompt and {workload['output_len']:,} output tokens, on "
             f"{device_of(cell)}."
         )
     if any(_base_names(row) for row in rows):
@@ -134,7 +139,8 @@ def _caption(rows: Sequence[Standing]) -> str:
         )
     if any(row.speed and serving_of(row.speed).load_format == "dummy" for row in rows):
         parts.append("Dummy weights: speed and memory of the geometry, and no perplexity can be measured.")
-    parts.append("GB = 10⁹ bytes. VRAM peak holds the KV cache that an engine reserves.")
+    if any(_peak(row) != NOT_MEASURED for row in rows):
+        parts.append("VRAM peak holds the KV cache that an engine reserves.")
     return " ".join(parts)
 
 
@@ -184,8 +190,8 @@ def _speed_ratio(row: Standing) -> Cell:
     return _from(ratio_of(speed, base), row.speed, row.base_speed)
 
 
-def _disk(row: Standing) -> Cell:
-    return _from(gigabytes(row.stored_bytes), row.record) if row.stored_bytes else NOT_MEASURED
+def _disk(row: Standing, size: float) -> Cell:
+    return _from(f"{row.stored_bytes / size:.3g}", row.record) if row.stored_bytes else NOT_MEASURED
 
 
 def _disk_ratio(row: Standing) -> Cell:
@@ -197,9 +203,9 @@ def _weights_of(record: Record | None) -> int:
     return (engine_numbers(record).weights_bytes or 0) if record else 0
 
 
-def _weights(row: Standing) -> Cell:
+def _weights(row: Standing, size: float) -> Cell:
     found = _weights_of(row.speed)
-    return _from(gigabytes(found), row.speed) if found else NOT_MEASURED
+    return _from(f"{found / size:.3g}", row.speed) if found else NOT_MEASURED
 
 
 def _weights_ratio(row: Standing) -> Cell:

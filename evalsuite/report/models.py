@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from evalsuite.core.record import Record
 from evalsuite.core.spec import Serving
+from evalsuite.core.units import byte_unit
 from evalsuite.report.choose import device_of, model_of
-from evalsuite.report.footprint import gigabytes
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
 
@@ -41,6 +41,7 @@ def models_table(records: Sequence[Record]) -> Table[Record]:
     Args:
         records: of runs that loaded a model, one for each checkpoint.
     """
+    unit, size = byte_unit(max(r.model.stored_bytes for r in records if r.model))
     labels, shared = settle(
         (
             Column[Record]("model", model_of, label=True),
@@ -54,13 +55,13 @@ def models_table(records: Sequence[Record]) -> Table[Record]:
         [
             *labels,
             Column[Record]("parameters", lambda r: _millions(r.model.parameters) if r.model else "", "M"),
-            Column[Record]("on disk", _disk, "GB", "lower"),
+            Column[Record]("on disk", _disk(size), unit, "lower"),
             Column[Record]("vocabulary", lambda r: f"{r.model.vocabulary:,}" if r.model else ""),
             Column[Record]("longest context", _context),
             Column[Record]("fingerprint", lambda r: r.model.fingerprint[:12] if r.model else "", label=True),
         ],
         records,
-        f"Parameters are counted in the loaded model; on disk are the weight files (GB = 10⁹ bytes). The "
+        f"Parameters are counted in the loaded model; on disk are the weight files. The "
         f"fingerprint is that of configuration and weight files. {shared}",
         lambda r: (r.run_id,),
     )
@@ -139,13 +140,11 @@ def _asked(record: Record) -> list[str]:
     words: list[str] = []
     for name, field in Serving.model_fields.items():
         value = getattr(serving, name)
-        if name == "engine" or value == field.get_default(call_default_factory=True):
+        if name in ("engine", "gpus") or value == field.get_default(call_default_factory=True):
             continue
         flag = "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
-        elif isinstance(value, tuple):
-            words.append(f"{flag} {','.join(map(str, cast('tuple[int, ...]', value)))}")
         else:
             words.append(f"{flag} {json.dumps(value) if isinstance(value, dict) else value}")
     return words
@@ -197,9 +196,12 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}" if count < 1e10 else f"{count / 1e6:,.0f}"
 
 
-def _disk(record: Record) -> Cell | str:
-    stored = record.model.stored_bytes if record.model else 0
-    return gigabytes(stored) if stored else NOT_MEASURED
+def _disk(size: float) -> Callable[[Record], Cell]:
+    def get(record: Record) -> Cell:
+        stored = record.model.stored_bytes if record.model else 0
+        return Cell(f"{stored / size:.3g}") if stored else NOT_MEASURED
+
+    return get
 
 
 def _context(record: Record) -> Cell:

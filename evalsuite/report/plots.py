@@ -4,7 +4,7 @@
 # pyright: reportUnknownMemberType=false
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
+LABEL_HEIGHT = 0.045  # of the axes: what a number beside the end of a line takes
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -39,26 +40,22 @@ def convergence(curves: Mapping[str, pd.DataFrame], title: str, caption: str, ou
         The PNG and the SVG.
     """
     import matplotlib as mpl
+    from matplotlib.ticker import MaxNLocator
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.6), layout="constrained")
         axes: Any = figure.add_subplot()
         lines: list[Any] = []
+        band = 0.18 if len(curves) < 3 else 0.1  # many bands on each other hide the lines
         for frame, colour, dash in zip(curves.values(), COLOURS, DASHES, strict=False):
             (line,) = axes.plot(frame["windows"], frame["perplexity"], dash, color=colour, linewidth=1.8)
             lines.append(line)
-            axes.fill_between(frame["windows"], frame["low"], frame["high"], color=colour, alpha=0.18, lw=0)
-            last = frame.iloc[-1]
-            axes.annotate(
-                f"{last['perplexity']:.4g}",
-                (last["windows"], last["perplexity"]),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                color=colour,
-            )
-        axes.set_ylim(*_settled_range(curves))
+            axes.fill_between(frame["windows"], frame["low"], frame["high"], color=colour, alpha=band, lw=0)
+        low, high = _settled_range(curves)
+        _label_ends(axes, curves, low, high)
+        axes.set_ylim(low, high)
         axes.set_xlim(0, 1.08 * _last_window(curves))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("windows scored, from the start of the text")
         axes.set_ylabel("perplexity")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
@@ -114,6 +111,38 @@ def quantization_error(
             textwrap.fill(caption, 105), fontsize=8, color="#555555", x=0.01, ha="left", parse_math=False
         )
         return save_figure(figure, out)
+
+
+def _label_ends(axes: Any, curves: Mapping[str, pd.DataFrame], low: float, high: float) -> None:
+    """The last value beside each line, moved apart where lines end close to each other."""
+    ends = [(float(frame["perplexity"].to_numpy()[-1]), colour) for frame, colour in _coloured(curves)]
+    ends.sort()
+    places = spread([(value - low) / (high - low) for value, _ in ends], LABEL_HEIGHT)
+    for (value, colour), place in zip(ends, places, strict=True):
+        axes.annotate(
+            f"{value:.4g}",
+            (_last_window(curves), low + place * (high - low)),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+
+
+def _coloured(curves: Mapping[str, pd.DataFrame]) -> list[tuple[pd.DataFrame, str]]:
+    return list(zip(curves.values(), COLOURS, strict=False))
+
+
+def spread(places: Sequence[float], distance: float) -> list[float]:
+    """Ascending places, moved as little up, and then back below 1, as keeps them `distance` apart."""
+    found: list[float] = []
+    for place in places:
+        found.append(max(place, found[-1] + distance) if found else place)
+    limit = 1.0
+    for index in reversed(range(len(found))):
+        found[index] = min(found[index], limit)
+        limit = found[index] - distance
+    return found
 
 
 def _settled_range(curves: Mapping[str, pd.DataFrame]) -> tuple[float, float]:

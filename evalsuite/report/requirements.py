@@ -22,6 +22,7 @@ from evalsuite.experts.predict import (
 )
 from evalsuite.report.choose import device_of
 from evalsuite.report.perplexity import plus_minus
+from evalsuite.report.speed import ENDINGS
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.vram import device_peak, engine_numbers, serving_of
 
@@ -95,11 +96,10 @@ def requirements_table(name: str, geometry: Geometry, rows: Sequence[Need]) -> T
 def _gpu(row: Need) -> str:
     if row.run is None:
         return row.gpu.name if row.gpu else ""
-    serving = serving_of(row.run)
-    parts = [device_of(row.run), "eager" if serving.enforce_eager else "graphs"]
-    if serving.tensor_parallel_size > 1:
-        parts[0] = f"{serving.tensor_parallel_size} × {parts[0]}"
-    return ", ".join(parts)
+    serving, device = serving_of(row.run), device_of(row.run)
+    several = f"{serving.tensor_parallel_size} × " if serving.tensor_parallel_size > 1 else ""
+    asked = "eager" if serving.enforce_eager else "graphs"
+    return f"{several}{device}, {row.run.engaged.get('mode', asked)}"
 
 
 def _memory(row: Need) -> Cell:
@@ -126,7 +126,8 @@ def _peak(row: Need) -> Cell:
 
 def _fits(row: Need) -> Cell:
     if row.run:
-        return Cell("yes" if row.run.status == "ok" else row.run.status)
+        ended = row.run.status
+        return Cell("yes") if ended == "ok" else Cell(ENDINGS[ended], "failed")
     return Cell("yes" if row.prediction and row.prediction.fits else "no", "derived")
 
 

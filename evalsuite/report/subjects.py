@@ -50,6 +50,7 @@ from evalsuite.telemetry.phases import by_phase
 from evalsuite.telemetry.samples import load_samples
 
 AnyTable = Table[Any]
+LEAST_BYTES = 0.5  # of a weight, in four bits
 
 
 def sections(runs: Sequence[StoredRun], gallery: Gallery) -> tuple[Section, ...]:
@@ -110,7 +111,9 @@ class Book:
         pictures: list[Picture] = []
         for group in self._conditions:
             records = [run.record for run in group]
-            tables += [condition_table(records), prefixes_table(records)]
+            tables.append(condition_table(records))
+            if len(result_of(records[0]).prefixes) > 1:
+                tables.append(prefixes_table(records))
             pictures += convergence_picture(self._gallery, group, self._lineage)
         note = (
             "Each table holds one text, tokenizer, protocol and number of windows; numbers of two tables are "
@@ -141,7 +144,7 @@ class Book:
             if finished:
                 tables.append(_titled(latency_table(finished), where))
             pictures += speed_pictures(self._gallery, finished)
-        if across := device_table([row for row in self._rows if not row.failed]):
+        if across := device_table(_on_several([row for row in self._rows if not row.failed])):
             tables.append(across)
         return Section("speed", "Generation speed", tuple(tables), tuple(pictures))
 
@@ -163,10 +166,13 @@ class Book:
         if not runs:
             return Section("memory", "Memory")
         records = [run.record for run in runs]
-        tables: list[AnyTable] = [vram_table(group) for group in grouped(records, device_of)]
+        tables: list[AnyTable] = [
+            _titled(vram_table(group), device_of(group[0])) for group in grouped(records, device_of)
+        ]
         pictures: list[Picture] = []
         drawn: set[tuple[str, str]] = set()
-        for run in runs:  # footprints first: a cell's picture stands in where a model has none
+        # footprints first: where a model has none, the cell that saw the longest load stands in
+        for run in sorted(runs, key=lambda run: (run.record.kind != "footprint", -_load_s(run))):
             key = (model_of(run.record), device_of(run.record))
             if key not in drawn and run.record.telemetry is not None:
                 drawn.add(key)
@@ -179,11 +185,11 @@ class Book:
 
     def requirements(self) -> Section:
         tables: list[AnyTable] = []
-        served = [record for record in self._records if record.kind in ("speed", "footprint")]
+        served = [row.record for row in self._rows] or [run.record for run in self._footprints]
         for runs in grouped(served, model_of):
-            on_gpus = [run for run in runs if run.machine.gpus and run.telemetry is not None]
-            folder = _folder(runs[0])
-            if folder is None:
+            on_gpus = [run for run in runs if run.machine.gpus and run.spec["workload"]["concurrency"] == 1]
+            folder, facts = _folder(runs[0]), runs[0].model
+            if folder is None or facts is None or facts.parameters * LEAST_BYTES < SMALL_BYTES:
                 continue
             from evalsuite.engines.geometry import read_geometry  # torch and transformers load for it
 
@@ -192,8 +198,7 @@ class Book:
             except ModelError as error:
                 self._gallery.warnings.append(f"no GPU requirements: {error.what}")
                 continue
-            if geometry.total_bytes > SMALL_BYTES:
-                tables.append(requirements_table(model_of(runs[0]), geometry, needs(geometry, on_gpus)))
+            tables.append(requirements_table(model_of(runs[0]), geometry, needs(geometry, on_gpus)))
         return Section("requirements", "GPU requirements", tuple(tables))
 
     def quantization(self) -> Section:
@@ -237,6 +242,23 @@ class Book:
         tables: list[AnyTable] = [runs_table(self._records)]
         warnings = warnings_table(self._records)
         return Section("provenance", "Provenance", (*tables, *([warnings] if warnings.rows else [])))
+
+
+def _on_several(rows: Sequence[Row]) -> list[Row]:
+    """Cells that were measured on more than one kind of device."""
+    groups = grouped(rows, _cell)
+    return [row for group in groups if len({row.device for row in group}) > 1 for row in group]
+
+
+def _cell(row: Row) -> Hashable:
+    serving = row.spec.serving.model_copy(update={"gpus": ()})
+    return row.spec.model_copy(update={"serving": serving}).model_dump_json()
+
+
+def _load_s(run: StoredRun) -> float:
+    """How long its telemetry saw it load."""
+    phases = run.record.telemetry.phases if run.record.telemetry else ()
+    return sum(phase.stop_s - phase.start_s for phase in phases if phase.name == "load")
 
 
 def _order(row: Row) -> tuple[object, ...]:

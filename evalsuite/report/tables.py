@@ -115,7 +115,7 @@ class Table(Generic[Row]):
             table.add_column(
                 Text(column.heading),
                 justify="left" if left else "right",
-                overflow="fold" if column.prose else "ellipsis",
+                overflow="fold" if column.prose or column.label else "ellipsis",
                 ratio=column.prose or None,
             )
         for row in self.cells():

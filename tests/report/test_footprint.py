@@ -11,7 +11,8 @@ from evalsuite.core.record import Machine, Record
 from evalsuite.core.speed import FootprintResult, LoadTimes
 from evalsuite.core.telemetry import EngineMemory, Phase, Series, Telemetry
 from evalsuite.report.footprint import gigabytes, memory_table, phase_table, vram_numbers
-from evalsuite.report.footprint_plots import over_time, spread, vram_bars
+from evalsuite.report.footprint_plots import over_time, vram_bars
+from evalsuite.report.plots import spread
 from evalsuite.telemetry.phases import by_phase
 
 PHASES = tuple(

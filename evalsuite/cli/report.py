@@ -1,0 +1,99 @@
+"""`hlwq-eval report`: records into tables, pictures and files; or the difference of two folders."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evalsuite.cli.app import app
+from evalsuite.cli.show import Screen
+from evalsuite.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from evalsuite.report.sections import Report
+
+ALL_FORMATS = "md,csv,tex,json,html,png,svg"
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(help="Folders with records.", show_default="results")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this model; may be given several times.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where files go; the first folder's report/ if not given.", show_default=False),
+    ] = None,
+    formats: Annotated[str, typer.Option(help="Of these, with commas between them.")] = ALL_FORMATS,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Take two folders, OLD and NEW, and show what changed.")
+    ] = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LIMIT",
+            help="With --diff, exit 1 where a metric changed by more than LIMIT, such as 'ppl>+1%' or "
+            "'decode_tok_s<-5%'. A change counts when its whole 95 % interval lies beyond the limit, and its "
+            "value where it has no interval: noise fails no build.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Tables and pictures of all records, in every form; or what changed between two folders.
+
+    Needs no GPU. Runs stand beside each other only where they may be compared.
+    """
+    folders = results or [Path("results")]
+    screen = Screen(as_json)
+    if diff:
+        from evalsuite.cli.report_diff import show_difference
+
+        show_difference(screen, folders, model or (), fail_on or ())
+        return
+    if fail_on:
+        raise UsageError(
+            "--fail-on looks at changes, and there is one folder to look at.",
+            todo="give two folders and --diff: hlwq-eval report OLD NEW --diff --fail-on 'ppl>+1%'.",
+        )
+    from evalsuite.report.sections import build_report
+    from evalsuite.report.writers import figures_folder, to_document, write_report
+
+    chosen = _formats(formats)
+    place = out or folders[0] / "report"
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{place} is a file.", todo="name a folder with --out.")
+    screen.note("reading records and drawing pictures …")
+    made = build_report(folders, models=model or (), figures=figures_folder(place, chosen))
+    written = write_report(made, place, chosen)
+    _show(screen, made, place, written)
+    screen.document({**to_document(made), "written": [str(path) for path in written]})
+
+
+def _show(screen: Screen, made: "Report", place: Path, written: list[Path]) -> None:
+    for table in made.sections[0].tables:
+        screen.table(table)
+    for warning in made.warnings:
+        screen.warn(warning)
+    tables = sum(len(section.tables) for section in made.sections)
+    pictures = sum(len(section.pictures) for section in made.sections)
+    screen.note(
+        f"{len(made.runs)} runs, {len(made.sections)} sections, {tables} tables, {pictures} pictures; "
+        f"{len(written)} files in {place}"
+    )
+    for name in ("REPORT.md", "report.html"):
+        if place / name in written:
+            screen.note(f"read: {place / name}")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    from evalsuite.report.writers import FORMATS
+
+    asked = [part.strip() for part in text.split(",")]
+    if unknown := [part for part in asked if part not in FORMATS]:
+        raise UsageError(
+            f"There is no format {unknown[0]!r}.", todo=f"choose from {', '.join(FORMATS)}, with commas."
+        )
+    return tuple(dict.fromkeys(asked))

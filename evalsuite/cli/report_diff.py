@@ -1,0 +1,84 @@
+"""What `report --diff` does: two folders, their changes, and an exit code for whoever builds on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from evalsuite.cli.show import Screen
+from evalsuite.core.errors import UsageError
+from evalsuite.report.difference import Difference, changes_table, difference, unmatched_table
+from evalsuite.report.limits import Limit, parse_limit
+from evalsuite.report.sections import load_folders
+from evalsuite.report.writers import table_document
+
+
+def show_difference(
+    screen: Screen, folders: Sequence[Path], models: Sequence[str], fail_on: Sequence[str]
+) -> None:
+    """Compare, show, and exit with 1 where a limit is crossed or a run that succeeded no longer does.
+
+    Raises:
+        UsageError: there are not two folders, a limit does not parse, or no matched runs have its metric.
+    """
+    if len(folders) != 2:
+        raise UsageError(
+            f"--diff compares two folders, and {len(folders)} were named.",
+            todo="hlwq-eval report OLD NEW --diff.",
+        )
+    limits = [parse_limit(text) for text in fail_on]
+    (old, skipped_old), (new, skipped_new) = (load_folders([folder], models) for folder in folders)
+    found = difference(old, new)
+    for limit in limits:
+        if not any(change.metric is limit.metric for change in found.changes) and not found.broken:
+            raise UsageError(
+                f"--fail-on {limit.text!r} looks at nothing.",
+                cause="no runs that both folders have, under the same conditions, have that metric.",
+                todo="run the same commands for both folders; the table of `--diff` alone says what differs.",
+            )
+    if found.changes:
+        screen.table(changes_table(found.changes, limits))
+    else:
+        screen.note("No run of one folder can be compared with a run of the other.")
+    if found.unmatched:
+        screen.table(unmatched_table(found.unmatched))
+    for warning in (*skipped_old, *skipped_new):
+        screen.warn(warning)
+    crossed = found.crossed(limits)
+    for change, limit in crossed:
+        screen.error.print(
+            f"{limit.text} is crossed by {change.new.record.run_id}", markup=False, style="red"
+        )
+    broken = found.broken if limits else []
+    for one in broken:
+        screen.error.print(f"{one.run.record.run_id}: {one.why}", markup=False, style="red")
+    screen.document(document(found, limits, (*skipped_old, *skipped_new)))
+    if crossed or broken:
+        raise typer.Exit(1)
+
+
+def document(found: Difference, limits: Sequence[Limit], warnings: Sequence[str]) -> dict[str, Any]:
+    """The difference as plain values; changes are shares of the old value where `relative` is true."""
+    return {
+        "changes": [
+            {
+                "metric": change.metric.name,
+                "unit": change.metric.unit,
+                "old": change.before.value,
+                "new": change.after.value,
+                "relative": change.relative is not None,
+                "change": change.shift.value,
+                "low": change.shift.low,
+                "high": change.shift.high,
+                "crossed": [limit.text for limit in change.crossed(limits)],
+                "runs": [change.old.record.run_id, change.new.record.run_id],
+            }
+            for change in found.changes
+        ],
+        "not_compared": [
+            {"run": one.run.record.run_id, "why": one.why, "broke": one.broke} for one in found.unmatched
+        ],
+        "table": table_document(changes_table(found.changes, limits)) if found.changes else None,
+        "warnings": list(warnings),
+    }

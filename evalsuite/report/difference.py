@@ -1,0 +1,246 @@
+"""Two results folders: what changed between runs of the same spec.
+
+Runs are matched by what was asked for: the model's name, protocol or serving, and workload; which GPU of
+several equal ones does not matter. Perplexities must be of one text and tokenizer, speeds of one kind of
+device: else a pair is listed with the reason why it is not compared.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from evalsuite.core.record import Record
+from evalsuite.core.spec import (
+    CompareSpec,
+    FootprintSpec,
+    PerplexitySpec,
+    QuantizeSpec,
+    Spec,
+    SpeedSpec,
+    canonical_json,
+)
+from evalsuite.core.sweep import label
+from evalsuite.core.units import decimals_for
+from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
+from evalsuite.report.choose import device_of, model_of, newest, perplexity_condition
+from evalsuite.report.limits import Limit
+from evalsuite.report.perplexity import plus_minus
+from evalsuite.report.perplexity_runs import condition_of
+from evalsuite.report.quantization import recipe_text
+from evalsuite.report.speed import ENDINGS
+from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
+from evalsuite.report.varying import settle
+from evalsuite.store.runs import StoredRun
+
+SPECS: dict[str, type[Spec]] = {
+    "ppl": PerplexitySpec, "compare": CompareSpec, "quantize": QuantizeSpec, "speed": SpeedSpec,
+    "footprint": FootprintSpec,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of one matched pair."""
+
+    old: StoredRun
+    new: StoredRun
+    metric: Metric
+    before: Number
+    after: Number
+    relative: Shift | None
+    absolute: Shift
+
+    @property
+    def shift(self) -> Shift:
+        """As it is shown: a share of the old value where there is one."""
+        return self.relative or self.absolute
+
+    def crossed(self, limits: Sequence[Limit]) -> list[Limit]:
+        found: list[Limit] = []
+        for limit in limits:
+            shift = self.relative if limit.is_relative else self.absolute
+            if limit.metric is self.metric and shift is not None and limit.crossed(shift):
+                found.append(limit)
+        return found
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A run that is compared with nothing, and why; `broke` where it succeeded before and no longer does."""
+
+    run: StoredRun
+    why: str
+    broke: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Every change, and every run without a partner."""
+
+    changes: tuple[Change, ...]
+    unmatched: tuple[Unmatched, ...]
+
+    @property
+    def broken(self) -> list[Unmatched]:
+        return [one for one in self.unmatched if one.broke]
+
+    def crossed(self, limits: Sequence[Limit]) -> list[tuple[Change, Limit]]:
+        return [(change, limit) for change in self.changes for limit in change.crossed(limits)]
+
+
+def difference(old: Sequence[StoredRun], new: Sequence[StoredRun]) -> Difference:
+    """Match and compare; of several runs of one spec in a folder the newest counts.
+
+    Args:
+        old, new: newest first.
+    """
+    before, after = ({_key(run.record, runs): run for run in newest(runs)} for runs in (old, new))
+    changes: list[Change] = []
+    unmatched: list[Unmatched] = []
+    for key, run in after.items():
+        partner = before.get(key)
+        if partner is None:
+            unmatched.append(Unmatched(run, "only in the new folder"))
+        elif "ok" not in (run.record.status, partner.record.status):
+            unmatched.append(Unmatched(run, f"{ENDINGS[run.record.status]}, as before"))
+        elif run.record.status != "ok":
+            ended = ENDINGS[run.record.status]
+            unmatched.append(Unmatched(run, f"{ended}, and had succeeded before", broke=True))
+        elif partner.record.status != "ok":
+            unmatched.append(Unmatched(run, f"succeeded, and before: {ENDINGS[partner.record.status]}"))
+        elif why := _unlike(partner.record, run.record):
+            unmatched.append(Unmatched(run, why))
+        else:
+            changes += _changes(partner, run)
+    unmatched += (Unmatched(run, "only in the old folder") for key, run in before.items() if key not in after)
+    return Difference(tuple(changes), tuple(unmatched))
+
+
+def _key(record: Record, runs: Sequence[StoredRun]) -> Hashable:
+    """Equal for runs of one spec; specs of older versions are filled with today's defaults."""
+    kind = SPECS[record.kind]
+    spec = kind.model_validate(record.spec)
+    if isinstance(spec, CompareSpec):
+        by_id = {run.record.run_id: run.record for run in runs}
+        sides = (by_id.get(name) for name in (spec.baseline, spec.candidate))
+        # ids hold the time: a comparison is that of two specs
+        return "compare", *(None if side is None else _key(side, ()) for side in sides)
+    values: dict[str, Any] = spec.model_dump(mode="json")
+    if isinstance(spec, SpeedSpec | FootprintSpec):
+        cast("dict[str, Any]", values["serving"]).pop("gpus")
+        return record.kind, canonical_json(values), device_of(record)
+    return record.kind, canonical_json(values)
+
+
+def _unlike(old: Record, new: Record) -> str | None:
+    """Why two runs of one spec are not to be compared."""
+    if old.kind == "ppl" and perplexity_condition(old) != perplexity_condition(new):
+        return "another text, tokenizer or number of windows than before"
+    return None
+
+
+def _changes(old: StoredRun, new: StoredRun) -> Iterator[Change]:
+    for metric in METRICS.values():
+        before, after = metric.read(old.record), metric.read(new.record)
+        if before is None or after is None:
+            continue
+        share = relative(before, after)
+        if metric.name == "ppl":
+            share = paired_perplexity(old, new) or share
+        shift = absolute(before, after)
+        if metric.name == "ppl" and share is not None:
+            ends = (None if end is None else end * before.value for end in (share.low, share.high))
+            shift = Shift(shift.value, *ends)
+        yield Change(old, new, metric, before, after, share, shift)
+
+
+def what(record: Record) -> str:
+    """What a run measured, in a line."""
+    if record.kind == "ppl":
+        return condition_of(record) if record.status == "ok" else "perplexity"
+    if record.kind in ("speed", "footprint"):
+        spec = SPECS[record.kind].model_validate(record.spec)
+        assert isinstance(spec, SpeedSpec | FootprintSpec)
+        cell = SpeedSpec(model=spec.model, serving=spec.serving, workload=spec.workload)
+        return f"{label(cell).partition(', ')[2]}, {device_of(record)}"
+    if record.kind == "quantize":
+        return recipe_text(record.spec["recipe"])
+    return "paired comparison"
+
+
+def changes_table(changes: Sequence[Change], limits: Sequence[Limit]) -> Table[Change]:
+    """Old, new and change of every metric, a metric of a pair a row."""
+    labels, shared = settle(
+        (
+            Column[Change]("model", lambda c: model_of(c.new.record), label=True),
+            Column[Change]("measured", lambda c: what(c.new.record), label=True),
+            Column[Change]("metric", lambda c: c.metric.name, label=True),
+        ),
+        changes,
+    )
+    columns = [
+        *labels,
+        Column[Change]("unit", lambda c: c.metric.unit or "1", label=True),
+        Column[Change]("old", lambda c: _value(c.before, c.old)),
+        Column[Change]("new", lambda c: _value(c.after, c.new)),
+        Column[Change]("change", _shift),
+        Column[Change]("shown by its interval", _verdict),
+    ]
+    if limits:
+        columns.append(Column[Change]("limit", lambda c: _limit(c, limits)))
+    return Table(
+        "What changed", columns, changes,
+        f"± is half a 95 % interval. {shared} Perplexities are paired by window; other intervals are "
+        "combined as of independent runs. A change within its interval is not shown to be one.",
+        lambda c: (c.old.record.run_id, c.new.record.run_id),
+    )  # fmt: skip
+
+
+def unmatched_table(rows: Sequence[Unmatched]) -> Table[Unmatched]:
+    """Runs that nothing was compared with."""
+    return Table(
+        "Not compared",
+        (
+            Column[Unmatched]("model", lambda u: model_of(u.run.record), label=True),
+            Column[Unmatched]("measured", lambda u: what(u.run.record), label=True),
+            Column[Unmatched](
+                "why", lambda u: Cell(u.why, "failed" if u.broke else "measured"), prose=3, label=True
+            ),
+            Column[Unmatched]("run", lambda u: u.run.record.run_id, label=True),
+        ),
+        rows,
+    )
+
+
+def _value(number: Number, run: StoredRun) -> Cell:
+    return Cell(plus_minus(number.value, number.low, number.high), "measured", (run.record.run_id,))
+
+
+def _shift(change: Change) -> Cell:
+    shift = change.shift
+    scale, unit = (100, " %") if change.relative else (1, "")
+    value = scale * shift.value
+    if shift.low is None or shift.high is None:
+        return Cell(f"{value:+.3g}{unit}", "derived")
+    half = scale * (shift.high - shift.low) / 2
+    digits = decimals_for(half) if half else 2
+    return Cell(f"{value:+.{digits}f} ± {half:.{digits}f}{unit}", "derived")
+
+
+def _verdict(change: Change) -> Cell:
+    shift = change.shift
+    if shift.value == 0:
+        return Cell("no change", "derived")
+    if shift.certain is None:
+        return NOT_MEASURED
+    if not shift.certain:
+        return Cell("no: within it", "derived")
+    better = {"lower": shift.value < 0, "higher": shift.value > 0, None: None}[change.metric.better]
+    return Cell("yes" if better is None else "yes, better" if better else "yes, worse", "derived")
+
+
+def _limit(change: Change, limits: Sequence[Limit]) -> Cell:
+    crossed = change.crossed(limits)
+    if crossed:
+        return Cell(f"crossed: {', '.join(limit.text for limit in crossed)}", "failed")
+    return Cell("held", "derived") if any(limit.metric is change.metric for limit in limits) else NOT_MEASURED
