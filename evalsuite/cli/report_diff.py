@@ -8,7 +8,7 @@ import typer
 
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
-from evalsuite.report.difference import Difference, changes_table, difference, unmatched_table
+from evalsuite.report.difference import Difference, changes_tables, difference, telling, unmatched_table
 from evalsuite.report.limits import Limit, parse_limit
 from evalsuite.report.sections import load_folders
 from evalsuite.report.writers import table_document
@@ -38,7 +38,11 @@ def show_difference(
                 todo="run the same commands for both folders; the table of `--diff` alone says what differs.",
             )
     if found.changes:
-        screen.table(changes_table(found.changes, limits))
+        shown = telling(found.changes, limits)
+        for table in changes_tables(shown, limits):
+            screen.table(table)
+        if left := len(found.changes) - len(shown):
+            screen.note(f"{left} more metrics changed within their intervals, or have none: --json has them")
     else:
         screen.note("No run of one folder can be compared with a run of the other.")
     if found.unmatched:
@@ -79,6 +83,6 @@ def document(found: Difference, limits: Sequence[Limit], warnings: Sequence[str]
         "not_compared": [
             {"run": one.run.record.run_id, "why": one.why, "broke": one.broke} for one in found.unmatched
         ],
-        "table": table_document(changes_table(found.changes, limits)) if found.changes else None,
+        "tables": [table_document(table) for table in changes_tables(found.changes, limits)],
         "warnings": list(warnings),
     }

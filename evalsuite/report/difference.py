@@ -19,7 +19,6 @@ from evalsuite.core.spec import (
     SpeedSpec,
     canonical_json,
 )
-from evalsuite.core.sweep import label
 from evalsuite.core.units import decimals_for
 from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
 from evalsuite.report.choose import device_of, model_of, newest, perplexity_condition
@@ -29,9 +28,14 @@ from evalsuite.report.perplexity_runs import condition_of
 from evalsuite.report.quantization import recipe_text
 from evalsuite.report.speed import ENDINGS
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
-from evalsuite.report.varying import settle
+from evalsuite.report.vram import serving_of
 from evalsuite.store.runs import StoredRun
 
+MAIN = {"ppl", "decode_tok_s", "weights_gb", "vram_gb", "delta_ln_ppl", "error"}
+HOW_TO_READ = (
+    "± is half a 95 % interval; a change is shown where its interval leaves out 0; a dash: it has "
+    "none. Perplexities are paired by window; other intervals are combined as of independent runs."
+)
 SPECS: dict[str, type[Spec]] = {
     "ppl": PerplexitySpec, "compare": CompareSpec, "quantize": QuantizeSpec, "speed": SpeedSpec,
     "footprint": FootprintSpec,
@@ -159,41 +163,51 @@ def what(record: Record) -> str:
     if record.kind == "ppl":
         return condition_of(record) if record.status == "ok" else "perplexity"
     if record.kind in ("speed", "footprint"):
-        spec = SPECS[record.kind].model_validate(record.spec)
-        assert isinstance(spec, SpeedSpec | FootprintSpec)
-        cell = SpeedSpec(model=spec.model, serving=spec.serving, workload=spec.workload)
-        return f"{label(cell).partition(', ')[2]}, {device_of(record)}"
+        serving = serving_of(record)
+        cache, several = serving.moe_expert_cache_size, serving.tensor_parallel_size
+        parts = [record.kind, str(record.engaged.get("mode", "eager" if serving.enforce_eager else "graphs"))]
+        parts += [f"cache {cache}"] * (cache is not None) + [f"tensor parallel {several}"] * (several > 1)
+        return ", ".join((*parts, f"concurrency {record.spec['workload']['concurrency']}", device_of(record)))
     if record.kind == "quantize":
         return recipe_text(record.spec["recipe"])
     return "paired comparison"
 
 
-def changes_table(changes: Sequence[Change], limits: Sequence[Limit]) -> Table[Change]:
-    """Old, new and change of every metric, a metric of a pair a row."""
-    labels, shared = settle(
-        (
-            Column[Change]("model", lambda c: model_of(c.new.record), label=True),
-            Column[Change]("measured", lambda c: what(c.new.record), label=True),
-            Column[Change]("metric", lambda c: c.metric.name, label=True),
-        ),
-        changes,
-    )
+def telling(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Change]:
+    """What a reader looks at first: the main metrics, those with a limit, and whatever surely changed."""
+    asked = {limit.metric.name for limit in limits}
+    return [c for c in changes if c.metric.name in MAIN | asked or c.shift.certain]
+
+
+def changes_tables(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Table[Change]]:
+    """A table for each pair of runs, old, new and change of every metric in its rows; the last says how."""
+    groups = list(by_pair(changes).values())
     columns = [
-        *labels,
-        Column[Change]("unit", lambda c: c.metric.unit or "1", label=True),
+        Column[Change]("metric", lambda c: c.metric.name, label=True),
         Column[Change]("old", lambda c: _value(c.before, c.old)),
         Column[Change]("new", lambda c: _value(c.after, c.new)),
         Column[Change]("change", _shift),
-        Column[Change]("shown by its interval", _verdict),
+        Column[Change]("shown", _verdict),
     ]
     if limits:
         columns.append(Column[Change]("limit", lambda c: _limit(c, limits)))
-    return Table(
-        "What changed", columns, changes,
-        f"± is half a 95 % interval. {shared} Perplexities are paired by window; other intervals are "
-        "combined as of independent runs. A change within its interval is not shown to be one.",
-        lambda c: (c.old.record.run_id, c.new.record.run_id),
-    )  # fmt: skip
+    return [
+        Table(
+            f"{model_of(group[0].new.record)}: {what(group[0].new.record)}",
+            columns,
+            group,
+            HOW_TO_READ if group is groups[-1] else "",
+            lambda c: (c.old.record.run_id, c.new.record.run_id),
+        )
+        for group in groups
+    ]
+
+
+def by_pair(changes: Sequence[Change]) -> dict[str, list[Change]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.new.record.run_id, []).append(change)
+    return found
 
 
 def unmatched_table(rows: Sequence[Unmatched]) -> Table[Unmatched]:
@@ -230,17 +244,16 @@ def _shift(change: Change) -> Cell:
 def _verdict(change: Change) -> Cell:
     shift = change.shift
     if shift.value == 0:
-        return Cell("no change", "derived")
+        return Cell("equal")
     if shift.certain is None:
         return NOT_MEASURED
     if not shift.certain:
-        return Cell("no: within it", "derived")
+        return Cell("no")
     better = {"lower": shift.value < 0, "higher": shift.value > 0, None: None}[change.metric.better]
-    return Cell("yes" if better is None else "yes, better" if better else "yes, worse", "derived")
+    return Cell("yes" if better is None else "yes, better" if better else "yes, worse")
 
 
 def _limit(change: Change, limits: Sequence[Limit]) -> Cell:
-    crossed = change.crossed(limits)
-    if crossed:
-        return Cell(f"crossed: {', '.join(limit.text for limit in crossed)}", "failed")
-    return Cell("held", "derived") if any(limit.metric is change.metric for limit in limits) else NOT_MEASURED
+    if change.crossed(limits):
+        return Cell("crossed", "failed")
+    return Cell("held") if any(limit.metric is change.metric for limit in limits) else NOT_MEASURED

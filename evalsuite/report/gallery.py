@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evalsuite.core.errors import StorageError
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -51,5 +53,9 @@ class Gallery:
             count += 1
         self._names.add(unique)
         self.folder.mkdir(parents=True, exist_ok=True)
-        png, svg = draw(caption, self.folder / unique)
+        try:
+            png, svg = draw(caption, self.folder / unique)
+        except StorageError as error:  # of the samples, which the tables do without
+            self.warnings.append(f"no picture {unique}: {error.what}")
+            return ()
         return (Picture(unique, alt, caption, png, svg),)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evalsuite.core.errors import StorageError
 from evalsuite.core.record import Record
 from evalsuite.core.spans import running_perplexity
 from evalsuite.core.speed import FootprintResult
@@ -193,19 +192,15 @@ def memory_pictures(gallery: Gallery, run: StoredRun) -> Pictures:
     telemetry = record.telemetry
     assert telemetry is not None
     where = f"{record.model.computed} ({record.model.device_name})" if record.model else record.status
-    found: Pictures = ()
-    try:
-        samples = load_samples(run.path)
-    except StorageError as error:
-        gallery.warnings.append(f"no picture over time: {error.what}")
-    else:
-        found += gallery.draw(
-            f"over time {name} {device_of(record)}", f"Memory and disk over time with phases, {name}",
-            " ".join((f"{where}. One run. GB = 10⁹ bytes.", *absences(telemetry))),
-            lambda caption, out: over_time(
-                samples, telemetry, f"{name}: memory and disk over time", caption, out
-            ),
-        )  # fmt: skip
+
+    def draw(caption: str, out: Path) -> list[Path]:
+        title = f"{name}: memory and disk over time"
+        return over_time(load_samples(run.path), telemetry, title, caption, out)
+
+    found = gallery.draw(
+        f"over time {name} {device_of(record)}", f"Memory and disk over time with phases, {name}",
+        " ".join((f"{where}. One run. GB = 10⁹ bytes.", *absences(telemetry))), draw,
+    )  # fmt: skip
     result = record.results
     stored = result.checkpoint_bytes if isinstance(result, FootprintResult) else 0
     stored = stored or (record.model.stored_bytes if record.model else 0)

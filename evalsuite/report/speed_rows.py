@@ -4,15 +4,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from evalsuite.core.agreement import token_agreement
+from evalsuite.core.errors import NotComparable, StorageError
 from evalsuite.core.roofline import verdict
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import SpeedResult
+from evalsuite.report.choose import device_of
 from evalsuite.report.speed import Row, mode_pairs
 from evalsuite.store.runs import RunStore, StoredRun, load_record, load_tokens
 
 
-def speed_rows(finished: Sequence[StoredRun]) -> list[Row]:
-    """A row for every cell that succeeded, in the order given."""
+def speed_rows(finished: Sequence[StoredRun], unread: list[str] | None = None) -> list[Row]:
+    """A row for every cell that succeeded, in the order given.
+
+    Args:
+        unread: takes a sentence for each cell whose tokens cannot be compared; without it that is an error.
+
+    Raises:
+        StorageError: tokens are missing or damaged.
+        NotComparable: two cells of one workload hold different requests.
+    """
     measured = [one for one in finished if one.record.status == "ok"]
     rows = [Row(one.record) for one in measured]
     ratios = {
@@ -21,7 +31,7 @@ def speed_rows(finished: Sequence[StoredRun]) -> list[Row]:
     }
     return [
         _with_agreement(
-            replace(row, verdict=_verdict(row.result, ratios.get(row.record.run_id))), one, measured
+            replace(row, verdict=_verdict(row.result, ratios.get(row.record.run_id))), one, measured, unread
         )
         for row, one in zip(rows, measured, strict=True)
     ]
@@ -50,22 +60,30 @@ def _verdict(result: SpeedResult, graphs_over_eager: float | None) -> str:
     return verdict(result.bound, graphs_over_eager)
 
 
-def _with_agreement(row: Row, one: StoredRun, measured: Sequence[StoredRun]) -> Row:
+def _with_agreement(row: Row, one: StoredRun, measured: Sequence[StoredRun], unread: list[str] | None) -> Row:
     reference = _reference(one, measured)
     if reference is None or row.spec.serving.moe_routing != "model":  # what is drawn at random differs anyway
         return row
     if reference is one:
         return replace(row, is_reference=True)
-    return replace(row, agreement=token_agreement(load_tokens(reference.path), load_tokens(one.path)).share)
+    try:
+        found = token_agreement(load_tokens(reference.path), load_tokens(one.path))
+    except (StorageError, NotComparable) as error:
+        if unread is None:
+            raise
+        unread.append(f"no tokens compared for {one.record.run_id}: {error.what}")
+        return row
+    return replace(row, agreement=found.share)
 
 
 def _reference(one: StoredRun, measured: Sequence[StoredRun]) -> StoredRun | None:
     """The uncached cell of the same model and workload: eager and on the same device, if there is one."""
     mine = SpeedSpec.model_validate(one.record.spec)
 
-    def distance(other: StoredRun) -> tuple[bool, bool, bool]:
+    def distance(other: StoredRun) -> tuple[bool, bool, bool, bool]:
         theirs = SpeedSpec.model_validate(other.record.spec).serving
         return (
+            device_of(other.record) != device_of(one.record),
             not theirs.enforce_eager,
             theirs.tensor_parallel_size != 1,
             theirs.gpus != mine.serving.gpus,

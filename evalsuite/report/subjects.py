@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evalsuite.core.errors import ModelError
+from evalsuite.core.errors import ModelError, StorageError
 from evalsuite.core.record import Record
 from evalsuite.data.models import DEMO, find_checkpoint
 from evalsuite.report.choose import Lineage, device_of, grouped, model_of, newest, perplexity_condition
@@ -85,7 +85,7 @@ class Book:
             for group in grouped(scored, lambda run: perplexity_condition(run.record))
         ]
         self._cells = [run for run in runs if run.record.kind == "speed"]
-        rows = speed_rows(self._cells)
+        rows = speed_rows(self._cells, gallery.warnings)
         rows += [Row(run.record) for run in self._cells if run.record.status != "ok"]
         self._rows = sorted(rows, key=_order)
         self._footprints = [run for run in finished if run.record.kind == "footprint"]
@@ -178,9 +178,14 @@ class Book:
                 drawn.add(key)
                 pictures += memory_pictures(self._gallery, run)
         for run in self._footprints:
-            if run.record.telemetry is not None:
-                phases = by_phase(load_samples(run.path), run.record.telemetry.phases)
-                tables.append(phase_table(run.record, phases))
+            if run.record.telemetry is None:
+                continue
+            try:
+                samples = load_samples(run.path)
+            except StorageError as error:
+                self._gallery.warnings.append(f"no phases of {run.record.run_id}: {error.what}")
+                continue
+            tables.append(phase_table(run.record, by_phase(samples, run.record.telemetry.phases)))
         return Section("memory", "Memory", tuple(tables), tuple(pictures))
 
     def requirements(self) -> Section:

@@ -79,14 +79,41 @@ class Table(Generic[Row]):
     caption: str = ""
     runs: Callable[[Row], Sequence[str]] | None = None
 
+    @property
+    def said(self) -> str:
+        """The caption in one line."""
+        return " ".join(self.caption.split())
+
     def headings(self) -> list[str]:
-        """What stands over each column; the second of two equal ones has its number."""
+        """What stands over each column: where all its cells are derived, or claimed, that is said here."""
+        return self._texts()[0]
+
+    def cells(self) -> list[list[str]]:
+        """The text of every cell, with its mark where the heading does not have it."""
+        return self._texts()[1]
+
+    def _texts(self) -> tuple[list[str], list[list[str]]]:
+        grid = self.grid()
+        headings: list[str] = []
+        marked: list[str] = []
+        for index, column in enumerate(self.columns):
+            marks = {MARKS[row[index].origin] for row in grid if row[index].origin != "not measured"}
+            mark = marks.pop() if len(marks) == 1 else ""
+            headings.append(column.heading + mark)
+            marked.append(mark)
+        rows = [
+            [cell.text if mark and cell.text else str(cell) for cell, mark in zip(row, marked, strict=True)]
+            for row in grid
+        ]
+        return headings, rows
+
+    def names(self) -> list[str]:
+        """The headings, the second of two equal ones with its number: keys for machines."""
         seen: Counter[str] = Counter()
         found: list[str] = []
-        for column in self.columns:
-            seen[column.heading] += 1
-            again = seen[column.heading]
-            found.append(column.heading if again == 1 else f"{column.heading} ({again})")
+        for heading in self.headings():
+            seen[heading] += 1
+            found.append(heading if seen[heading] == 1 else f"{heading} ({seen[heading]})")
         return found
 
     def grid(self) -> list[list[Cell]]:
@@ -100,25 +127,23 @@ class Table(Generic[Row]):
             return cell
         return replace(cell, runs=tuple(self.runs(row)))
 
-    def cells(self) -> list[list[str]]:
-        return [[str(cell) for cell in row] for row in self.grid()]
-
     def to_rich(self) -> RichTable:
         table = RichTable(
             title=Text(self.title),
-            caption=Text(self.caption),
+            caption=Text(self.said),
             title_justify="left",
             caption_justify="left",
             expand=any(column.prose for column in self.columns),
         )
-        for column, left in zip(self.columns, self._left(), strict=True):
+        headings, rows = self._texts()
+        for column, heading, left in zip(self.columns, headings, self._left(), strict=True):
             table.add_column(
-                Text(column.heading),
+                Text(heading),
                 justify="left" if left else "right",
                 overflow="fold" if column.prose or column.label else "ellipsis",
                 ratio=column.prose or None,
             )
-        for row in self.cells():
+        for row in rows:
             table.add_row(*map(Text, row))  # Text, not str: brackets and :names: are no markup here
         return table
 
@@ -127,19 +152,20 @@ class Table(Generic[Row]):
             return "| " + " | ".join(map(markdown_text, values)) + " |"
 
         rule = "|" + "|".join(" --- " if left else " ---: " for left in self._left()) + "|"
-        rows = [line([c.heading for c in self.columns]), rule, *map(line, self.cells())]
-        return "\n".join(rows) + (f"\n\n{markdown_text(self.caption.strip())}" if self.caption else "")
+        headings, rows = self._texts()
+        lines = [line(headings), rule, *map(line, rows)]
+        return "\n".join(lines) + (f"\n\n{markdown_text(self.said)}" if self.caption else "")
 
     def to_csv(self) -> str:
         """A line of headings and a line a row; a last column names the runs, where there are any."""
-        grid = self.grid()
+        grid, texts = self.grid(), self.cells()
         named = any(cell.runs for row in grid for cell in row)
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*self.headings(), *(["runs"] if named else [])])
-        for row in grid:
+        writer.writerow([*self.names(), *(["runs"] if named else [])])
+        for row, shown in zip(grid, texts, strict=True):
             runs = dict.fromkeys(run for cell in row for run in cell.runs)
-            writer.writerow([*map(str, row), *([" ".join(runs)] if named else [])])
+            writer.writerow([*map(_one_line, shown), *([" ".join(runs)] if named else [])])
         return out.getvalue()
 
     def to_latex(self) -> str:
@@ -148,15 +174,16 @@ class Table(Generic[Row]):
         def line(values: Sequence[str]) -> str:
             return " & ".join(map(latex_text, values)) + r" \\"
 
+        headings, rows = self._texts()
         lines = [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
-            rf"\caption{{{latex_text(' '.join(filter(None, (self.title + '.', self.caption))))}}}",
+            rf"\caption{{{latex_text(f'{self.title}. {self.said}'.strip())}}}",
             r"\begin{tabular}{" + "".join("l" if left else "r" for left in self._left()) + "}",
             r"\toprule",
-            line([c.heading for c in self.columns]),
+            line(headings),
             r"\midrule",
-            *map(line, self.cells()),
+            *map(line, rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -165,6 +192,7 @@ class Table(Generic[Row]):
 
     def to_json(self) -> list[dict[str, Any]]:
         """A row a dictionary: heading to text, origin and runs. The text of what was not measured is null."""
+        names = self.names()
         return [
             {
                 heading: {
@@ -172,7 +200,7 @@ class Table(Generic[Row]):
                     "origin": cell.origin,
                     "runs": list(cell.runs),
                 }
-                for heading, cell in zip(self.headings(), row, strict=True)
+                for heading, cell in zip(names, row, strict=True)
             }
             for row in self.grid()
         ]
@@ -180,3 +208,7 @@ class Table(Generic[Row]):
     def _left(self) -> list[bool]:
         """Which columns are set from the left."""
         return [i == 0 or c.prose > 0 or c.label for i, c in enumerate(self.columns)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())

@@ -122,7 +122,7 @@ def to_document(report: Report) -> dict[str, Any]:
 
 
 def table_document(table: Table[Any]) -> dict[str, Any]:
-    return {"title": table.title, "caption": table.caption.strip(), "rows": table.to_json()}
+    return {"title": table.title, "caption": table.said, "rows": table.to_json()}
 
 
 def _tables(report: Report, folder: Path, formats: Sequence[str]) -> list[Path]:

@@ -1,0 +1,121 @@
+"""`hlwq-eval report` from the outside: files, exit codes, refusals."""
+
+import csv
+import json
+import re
+
+import pandas as pd
+import pytest
+from report.record_files import copy_runs, speed_record, store
+
+FORMS = "md,csv,tex,json,png,svg"
+
+
+@pytest.fixture
+def results(tmp_path):
+    copy_runs(tmp_path / "results", "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*")
+    return store(tmp_path / "results", speed_record())
+
+
+def test_everything_it_writes(cli, results):
+    done = cli("report", "--formats", FORMS)
+    assert done.code == 0, done.err
+    out = results / "report"
+    text = (out / "REPORT.md").read_text()
+    links = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert links
+    assert all((out / link).is_file() for link in links)
+    assert (
+        len(links) == len(list((out / "figures").glob("*.png"))) == len(list((out / "figures").glob("*.svg")))
+    )
+    headline = next((out / "tables").glob("headline-builtin*.csv"))
+    rows = list(csv.DictReader(headline.open()))
+    assert [row["model"] for row in rows] == ["demo", "demo-rtn-int4-0ffffe92"]
+    assert all((headline.with_suffix(form)).is_file() for form in (".tex", ".json"))
+    assert len(pd.read_parquet(out / "runs.parquet")) == len(pd.read_csv(out / "runs.csv")) == 4
+    harness = json.loads((out / "lm-eval" / "demo.json").read_text())
+    assert harness["model_name"] == "demo"
+    assert "4 runs" in done.said
+    # what it wrote is no record: a second report sees the same runs
+    assert "4 runs" in cli("report", "--formats", "md").said
+
+
+def test_one_form_alone(cli, results, tmp_path):
+    done = cli("report", "results", "--out", "there", "--formats", "tex", "--model", "demo")
+    assert done.code == 0, done.err
+    assert {path.suffix for path in (tmp_path / "there").rglob("*") if path.is_file()} == {".tex"}
+
+
+def test_svg_alone_leaves_no_png(cli, results, tmp_path):
+    assert cli("report", "--out", "there", "--formats", "md,svg").code == 0
+    assert {path.suffix for path in (tmp_path / "there" / "figures").iterdir()} == {".svg"}
+    assert ".svg)" in (tmp_path / "there" / "REPORT.md").read_text()
+
+
+def test_json_is_one_document_and_tables_go_elsewhere(cli, results):
+    done = cli("report", "--formats", "md", "--json")
+    document = json.loads(done.out)
+    assert {"title", "sections", "warnings", "runs", "written"} <= set(document)
+    assert "Headline" in done.err
+
+
+def test_a_damaged_record_is_said_and_written(cli, results):
+    record = next(results.glob("m/*/run.json"))
+    record.write_text(record.read_text()[:99])
+    done = cli("report", "--formats", "md")
+    assert done.code == 0
+    assert "left out" in done.said
+    assert record.parent.name in (results / "report" / "REPORT.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["nowhere"], "There is no folder nowhere"),
+        (["--formats", "md,pdf"], "There is no format 'pdf'"),
+        (["--model", "none"], "no finished run of none"),
+        (["--fail-on", "ppl>+1%"], "there is one folder"),
+        (["--diff"], "--diff compares two folders, and 1 were named"),
+        (["results", "results", "--diff", "--fail-on", "ppl>1%"], "a rise or a fall"),
+        (["results", "results", "--diff", "--fail-on", "error>+1%"], "looks at nothing"),
+    ],
+)
+def test_what_is_refused(cli, results, arguments, why):
+    done = cli("report", *arguments)
+    assert done.code == 2
+    assert why in done.said
+    assert not (results / "report").exists(), "nothing was written"
+
+
+class TestDifference:
+    def folders(self, tmp_path, decode, **changes):
+        store(tmp_path / "old", speed_record())
+        store(tmp_path / "new", speed_record(decode=decode, **changes))
+
+    def test_a_crossed_limit_is_exit_1_and_said(self, cli, tmp_path):
+        self.folders(tmp_path, 80.0)
+        done = cli("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%", "--json")
+        assert done.code == 1
+        assert "decode_tok_s<-5% is crossed by m/speed" in done.said
+        document = json.loads(done.out)
+        (one,) = [change for change in document["changes"] if change["crossed"]]
+        assert one["metric"] == "decode_tok_s"
+        assert one["change"] == pytest.approx(-0.2)
+        assert one["low"] < one["change"] < one["high"]
+
+    def test_without_a_limit_a_change_is_exit_0(self, cli, tmp_path):
+        self.folders(tmp_path, 80.0)
+        done = cli("report", "old", "new", "--diff")
+        assert done.code == 0
+        assert "yes, worse" in done.out
+
+    def test_noise_is_exit_0(self, cli, tmp_path):
+        self.folders(tmp_path, 90.0, half=20.0)
+        assert cli("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%").code == 0
+
+    def test_a_cell_that_no_longer_succeeds_is_exit_1_under_a_limit(self, cli, tmp_path):
+        self.folders(tmp_path, 100.0, status="oom")
+        done = cli("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%")
+        assert done.code == 1
+        assert "had succeeded before" in done.said
+        assert cli("report", "old", "new", "--diff").code == 0

@@ -1,0 +1,98 @@
+"""Which runs stand beside each other, which stands for several, and what is whose baseline."""
+
+from pathlib import Path
+
+from evalsuite.report.choose import (
+    Lineage,
+    device_of,
+    grouped,
+    model_of,
+    newest,
+    perplexity_condition,
+    speed_condition,
+)
+from evalsuite.store.runs import StoredRun, load_runs
+from report.record_files import copy_runs, machine, model, speed_record
+
+
+def runs(*records):
+    return [StoredRun(Path(record.run_id), record) for record in records]
+
+
+def test_of_one_spec_on_one_device_the_newest_stands_for_all():
+    old, new = speed_record(stamp="20261101T000000Z"), speed_record(stamp="20261102T000000Z", decode=50)
+    other = speed_record(eager=True)
+    assert [r.record for r in newest(runs(new, old, other))] == [new, other]
+
+
+def test_a_run_that_succeeded_stands_before_a_newer_one_that_did_not():
+    failed = speed_record(status="oom", stamp="20261102T000000Z")
+    done = speed_record()
+    assert [r.record.status for r in newest(runs(failed, done))] == ["ok"]
+    assert [r.record.status for r in newest(runs(failed))] == ["oom"]
+
+
+def test_a_failed_run_is_on_the_device_that_it_was_to_run_on():
+    assert device_of(speed_record(status="oom")) == "H100"
+    assert model_of(speed_record("some-model", status="oom")) == "some-model"
+
+
+def test_speeds_are_comparable_whatever_the_model_and_the_index_of_the_gpu():
+    one, two = speed_record("a"), speed_record("b")
+    moved = {**two.spec, "serving": {**two.spec["serving"], "gpus": [1]}}
+    assert speed_condition(one) == speed_condition(two.model_copy(update={"spec": moved}))
+
+
+def test_speeds_are_not_comparable_when_driver_libraries_or_serving_differ():
+    one = speed_record()
+    for other in (
+        speed_record(machine=machine(driver="570.0")),
+        speed_record(machine=machine(vllm="0.27.0")),
+        speed_record(eager=True),
+        speed_record(size=8),
+    ):
+        assert speed_condition(one) != speed_condition(other)
+
+
+def test_perplexities_of_another_protocol_or_number_of_windows_are_apart(tmp_path: Path):
+    copy_runs(tmp_path, "smollm2/ppl-*")
+    records = [run.record for run in load_runs(tmp_path)[0]]
+    assert len({perplexity_condition(record) for record in records}) == 2
+    assert [len(group) for group in grouped(records, perplexity_condition)] == [1, 1]
+
+
+class TestLineage:
+    def test_a_recorded_comparison_names_the_baseline(self, tmp_path: Path):
+        copy_runs(tmp_path, "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*", "demo-absmax*/ppl-*")
+        records = [run.record for run in load_runs(tmp_path)[0]]
+        scored = [record for record in records if record.kind == "ppl"]
+        lineage = Lineage(records)
+        found = {r.run_id.partition("/")[0]: lineage.baseline(r, scored) for r in scored}
+        base = next(record for record in scored if record.run_id.startswith("demo/"))
+        assert found["demo-rtn-int4-0ffffe92"] is base
+        assert found["demo"] is None
+        assert found["demo-absmax-q5-11c1422a"] is None, "stored as BF16, and nothing says whose it is"
+
+    def test_a_recorded_quantization_names_its_source(self, tmp_path: Path):
+        copy_runs(tmp_path, "demo/*-20261123T2106*", "demo-absmax*/ppl-*")
+        records = [run.record for run in load_runs(tmp_path)[0]]
+        scored = [record for record in records if record.kind == "ppl"]
+        absmax = next(record for record in scored if "absmax" in record.run_id)
+        base = Lineage(records).baseline(absmax, scored)
+        assert base is not None
+        assert base.run_id.startswith("demo/")
+
+    def test_else_the_one_plain_model_of_the_same_shape(self):
+        int4 = speed_record("int4", stored="dummy weights (INT4 geometry)")
+        bf16 = speed_record("bf16", stored="dummy weights (BF16 geometry)")
+        assert Lineage([]).baseline(int4, [int4, bf16]) is bf16
+        assert Lineage([]).baseline(bf16, [int4, bf16]) is None
+
+    def test_of_two_plain_models_neither_is_guessed(self):
+        int4 = speed_record("int4", stored="INT4 safetensors")
+        assert Lineage([]).baseline(int4, [int4, speed_record("a"), speed_record("b")]) is None
+
+    def test_a_model_of_another_size_is_no_baseline(self):
+        int4 = speed_record("int4", stored="INT4 safetensors")
+        other = speed_record("other", model=model("other", parameters=7))
+        assert Lineage([]).baseline(int4, [int4, other]) is None

@@ -1,0 +1,152 @@
+"""Two folders: what is matched, how much it changed with which certainty, and what is not compared."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from evalsuite.report.changes import Number, absolute, relative
+from evalsuite.report.difference import Change, changes_tables, difference, telling, unmatched_table
+from evalsuite.report.limits import parse_limit
+from evalsuite.store.runs import load_runs
+from report.record_files import copy_runs, edit, machine, model, speed_record, store
+
+DEMO = "demo/ppl-20261123T210622Z-*"
+
+
+def compared(old: Path, new: Path):
+    return difference(load_runs(old)[0], load_runs(new)[0])
+
+
+def change(found, metric: str) -> Change:
+    (one,) = [c for c in found.changes if c.metric.name == metric]
+    return one
+
+
+class TestChanges:
+    def test_relative_with_half_widths_in_squares(self):
+        shift = relative(Number(100, 97, 103), Number(50, 48, 52))
+        assert shift is not None
+        half = 0.5 * math.hypot(0.03, 0.04)
+        assert (shift.value, shift.low, shift.high) == pytest.approx((-0.5, -0.5 - half, -0.5 + half))
+        assert shift.certain is True
+
+    def test_absolute_with_half_widths_in_squares(self):
+        shift = absolute(Number(10, 7, 13), Number(11, 7, 15))
+        assert (shift.value, shift.low, shift.high) == pytest.approx((1, -4, 6))
+        assert shift.certain is False
+
+    def test_without_an_interval_on_either_side_there_is_none(self):
+        for old, new in ((Number(10), Number(11, 10, 12)), (Number(10, 9, 11), Number(11))):
+            assert absolute(old, new).certain is None
+            found = relative(old, new)
+            assert found is not None
+            assert found.low is None
+
+    def test_of_zero_there_is_no_share(self):
+        assert relative(Number(0), Number(1)) is None
+
+
+class TestPerplexity:
+    def scaled(self, tmp_path: Path, factor: float) -> Path:
+        """The same run with every window's nats times `factor`, and its perplexity accordingly."""
+        folder = next(copy_runs(tmp_path, DEMO).glob(DEMO))
+        windows = pd.read_parquet(folder / "windows.parquet")
+        windows["nats"] *= factor
+        windows.to_parquet(folder / "windows.parquet")
+        nats = windows["nats"].sum() / windows["scored"].sum()
+        edit(folder, lambda data: data["results"].update(perplexity=math.exp(nats)))
+        return tmp_path
+
+    def test_a_rise_far_below_the_texts_own_variation_is_certain(self, tmp_path: Path):
+        old, new = copy_runs(tmp_path / "old", DEMO), self.scaled(tmp_path / "new", 1.005)
+        one = change(compared(old, new), "ppl")
+        assert one.relative is not None
+        assert one.relative.value == pytest.approx(one.before.value**0.005 - 1)
+        assert one.relative.low is not None
+        assert one.relative.high is not None
+        assert 0 < one.relative.low < one.relative.value < one.relative.high < 0.01
+        assert one.before.high is not None
+        assert one.after.value < one.before.high, "unpaired, the intervals overlap"
+        assert one.absolute.value == pytest.approx(one.after.value - one.before.value)
+
+    def test_the_same_run_twice_is_equal(self, tmp_path: Path):
+        old, new = copy_runs(tmp_path / "old", DEMO), copy_runs(tmp_path / "new", DEMO)
+        one = change(compared(old, new), "ppl")
+        assert (one.shift.value, one.shift.low, one.shift.high) == (0, 0, 0)
+        assert not one.crossed([parse_limit("ppl>+0%"), parse_limit("ppl>+0.1")])
+
+    def test_without_samples_the_intervals_are_combined(self, tmp_path: Path):
+        old, new = copy_runs(tmp_path / "old", DEMO), self.scaled(tmp_path / "new", 1.005)
+        next(new.glob(f"{DEMO}/windows.parquet")).unlink()
+        one = change(compared(old, new), "ppl")
+        assert one.shift.certain is False
+
+    def test_another_text_is_not_compared(self, tmp_path: Path):
+        old, new = copy_runs(tmp_path / "old", DEMO), copy_runs(tmp_path / "new", DEMO)
+        edit(next(new.glob(DEMO)), lambda data: data["text"].update(sha256="0" * 64))
+        found = compared(old, new)
+        assert found.changes == ()
+        assert [one.why for one in found.unmatched] == [
+            "another text, tokenizer or number of windows than before"
+        ]
+
+    def test_a_comparison_is_matched_by_what_it_compares(self, tmp_path: Path):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        old, new = copy_runs(tmp_path / "old", *runs), copy_runs(tmp_path / "new", *runs)
+        found = compared(old, new)
+        assert {c.metric.name for c in found.changes} == {"ppl", "delta_ln_ppl", "kl_nats", "top1_percent"}
+        assert found.unmatched == ()
+
+
+class TestSpeed:
+    def test_a_fall_beyond_its_interval(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(decode=100.0))
+        new = store(tmp_path / "new", speed_record(decode=80.0))
+        found = compared(old, new)
+        one = change(found, "decode_tok_s")
+        assert one.shift.value == pytest.approx(-0.2)
+        limits = [parse_limit("decode_tok_s<-5%"), parse_limit("decode_tok_s<-25%"), parse_limit("ppl>+1%")]
+        assert [limit.text for _, limit in found.crossed(limits)] == ["decode_tok_s<-5%"]
+        (table,) = changes_tables(telling(found.changes, limits), limits)
+        rows = {row[0]: row[1:] for row in table.cells()}
+        assert rows["decode_tok_s"] == ["100.0 ± 1.0", "80.0 ± 1.0", "-20.0 ± 1.3 %", "yes, worse", "crossed"]
+        assert rows["weights_gb"][-2:] == ["equal", "—"]
+
+    def test_a_fall_within_its_interval_crosses_nothing(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(decode=100.0, half=20))
+        new = store(tmp_path / "new", speed_record(decode=80.0, half=20))
+        found = compared(old, new)
+        assert change(found, "decode_tok_s").shift.certain is False
+        assert found.crossed([parse_limit("decode_tok_s<-5%")]) == []
+        (table,) = changes_tables(found.changes, ())
+        assert {row[0]: row[4] for row in table.cells()}["decode_tok_s"] == "no"
+
+    def test_another_index_of_gpu_matches_and_another_device_does_not(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        moved = speed_record()
+        serving = {**moved.spec["serving"], "gpus": [1]}
+        new = store(tmp_path / "new", moved.model_copy(update={"spec": {**moved.spec, "serving": serving}}))
+        assert change(compared(old, new), "decode_tok_s").shift.value == 0
+        other = model().model_copy(update={"device_name": "H200"})
+        apart = store(tmp_path / "apart", speed_record(model=other))
+        found = compared(old, apart)
+        assert found.changes == ()
+        assert sorted(one.why for one in found.unmatched) == [
+            "only in the new folder",
+            "only in the old folder",
+        ]
+
+    def test_another_driver_is_what_a_regression_check_is_for(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(tmp_path / "new", speed_record(decode=90.0, machine=machine(driver="570.0")))
+        assert change(compared(old, new), "decode_tok_s").shift.value == pytest.approx(-0.1)
+
+    def test_a_cell_that_no_longer_succeeds_is_broken(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(), speed_record(size=8, status="oom"))
+        new = store(tmp_path / "new", speed_record(status="oom"), speed_record(size=8, status="oom"))
+        found = compared(old, new)
+        assert [one.why for one in found.broken] == ["out of memory, and had succeeded before"]
+        whys = {row[2] for row in unmatched_table(found.unmatched).cells()}
+        assert whys == {"out of memory, and had succeeded before", "out of memory, as before"}
