@@ -25,7 +25,11 @@ def report(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where files go; the first folder's report/ if not given.", show_default=False),
+        typer.Option(
+            help="Where files go; the first folder's report/ if not given. With --diff nothing is written "
+            "without it.",
+            show_default=False,
+        ),
     ] = None,
     formats: Annotated[str, typer.Option(help="Of these, with commas between them.")] = ALL_FORMATS,
     diff: Annotated[
@@ -37,7 +41,8 @@ def report(
             metavar="LIMIT",
             help="With --diff, exit 1 where a metric changed by more than LIMIT, such as 'ppl>+1%' or "
             "'decode_tok_s<-5%'. A change counts when its whole 95 % interval lies beyond the limit, and its "
-            "value where it has no interval: noise fails no build.",
+            "value where it has no interval: noise fails no build. So does a run that no longer succeeds. An "
+            "unknown metric is answered with the list of all.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
@@ -51,7 +56,12 @@ def report(
     if diff:
         from evalsuite.cli.report_diff import show_difference
 
-        show_difference(screen, folders, model or (), fail_on or ())
+        if formats != ALL_FORMATS:
+            raise UsageError(
+                "--formats is for the tables and pictures of a report.",
+                todo="with --diff, --out writes DIFFERENCE.md and difference.json.",
+            )
+        show_difference(screen, folders, model or (), fail_on or (), out)
         return
     if fail_on:
         raise UsageError(

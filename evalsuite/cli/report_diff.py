@@ -1,5 +1,6 @@
 """What `report --diff` does: two folders, their changes, and an exit code for whoever builds on it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 from evalsuite.report.difference import Difference, changes_tables, difference, telling, unmatched_table
 from evalsuite.report.limits import Limit, parse_limit
+from evalsuite.report.markup import markdown_text
 from evalsuite.report.sections import load_folders
 from evalsuite.report.writers import table_document
+from evalsuite.store.derived import AGAIN, write_derived
+from evalsuite.store.folder import storage_errors
 
 
 def show_difference(
-    screen: Screen, folders: Sequence[Path], models: Sequence[str], fail_on: Sequence[str]
+    screen: Screen, folders: Sequence[Path], models: Sequence[str], fail_on: Sequence[str], out: Path | None
 ) -> None:
     """Compare, show, and exit with 1 where a limit is crossed or a run that succeeded no longer does.
+
+    Args:
+        out: folder for DIFFERENCE.md, which has every metric, and difference.json; None writes neither.
 
     Raises:
         UsageError: there are not two folders, a limit does not parse, or no matched runs have its metric.
@@ -57,9 +64,31 @@ def show_difference(
     broken = found.broken if limits else []
     for one in broken:
         screen.error.print(f"{one.run.record.run_id}: {one.why}", markup=False, style="red")
-    screen.document(document(found, limits, (*skipped_old, *skipped_new)))
+    whole = document(found, limits, (*skipped_old, *skipped_new))
+    if out is not None:
+        for path in write_difference(found, limits, f"{folders[1]} against {folders[0]}", whole, out):
+            screen.note(f"written: {path}")
+    screen.document(whole)
     if crossed or broken:
         raise typer.Exit(1)
+
+
+def write_difference(
+    found: Difference, limits: Sequence[Limit], title: str, whole: dict[str, Any], out: Path
+) -> list[Path]:
+    """The difference as Markdown and as JSON."""
+    with storage_errors(out, AGAIN):
+        out.mkdir(parents=True, exist_ok=True)
+    tables = [
+        *changes_tables(found.changes, limits),
+        *([unmatched_table(found.unmatched)] if found.unmatched else []),
+    ]
+    parts = [f"## {markdown_text(table.title)}\n\n{table.to_markdown()}\n" for table in tables]
+    text = "\n".join((f"# {markdown_text(title)}\n", *parts))
+    return [
+        write_derived(out / "DIFFERENCE.md", text),
+        write_derived(out / "difference.json", json.dumps(whole, indent=1, allow_nan=False) + "\n"),
+    ]
 
 
 def document(found: Difference, limits: Sequence[Limit], warnings: Sequence[str]) -> dict[str, Any]:

@@ -23,12 +23,10 @@ from evalsuite.core.units import decimals_for
 from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
 from evalsuite.report.choose import device_of, model_of, newest, perplexity_condition
 from evalsuite.report.limits import Limit
+from evalsuite.report.naming import what
 from evalsuite.report.perplexity import plus_minus
-from evalsuite.report.perplexity_runs import condition_of
-from evalsuite.report.quantization import recipe_text
 from evalsuite.report.speed import ENDINGS
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
-from evalsuite.report.vram import serving_of
 from evalsuite.store.runs import StoredRun
 
 MAIN = {"ppl", "decode_tok_s", "weights_gb", "vram_gb", "delta_ln_ppl", "error"}
@@ -156,21 +154,6 @@ def _changes(old: StoredRun, new: StoredRun) -> Iterator[Change]:
             ends = (None if end is None else end * before.value for end in (share.low, share.high))
             shift = Shift(shift.value, *ends)
         yield Change(old, new, metric, before, after, share, shift)
-
-
-def what(record: Record) -> str:
-    """What a run measured, in a line."""
-    if record.kind == "ppl":
-        return condition_of(record) if record.status == "ok" else "perplexity"
-    if record.kind in ("speed", "footprint"):
-        serving = serving_of(record)
-        cache, several = serving.moe_expert_cache_size, serving.tensor_parallel_size
-        parts = [record.kind, str(record.engaged.get("mode", "eager" if serving.enforce_eager else "graphs"))]
-        parts += [f"cache {cache}"] * (cache is not None) + [f"tensor parallel {several}"] * (several > 1)
-        return ", ".join((*parts, f"concurrency {record.spec['workload']['concurrency']}", device_of(record)))
-    if record.kind == "quantize":
-        return recipe_text(record.spec["recipe"])
-    return "paired comparison"
 
 
 def telling(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Change]:

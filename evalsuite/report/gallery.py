@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evalsuite.core.errors import StorageError
+from evalsuite.store.derived import AGAIN
+from evalsuite.store.folder import storage_errors
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,11 @@ class Gallery:
         while (unique := stem if count == 1 else f"{stem}-{count}") in self._names:
             count += 1
         self._names.add(unique)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            png, svg = draw(caption, self.folder / unique)
-        except StorageError as error:  # of the samples, which the tables do without
-            self.warnings.append(f"no picture {unique}: {error.what}")
-            return ()
+        with storage_errors(self.folder, AGAIN):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                png, svg = draw(caption, self.folder / unique)
+            except StorageError as error:  # of the samples, which the tables do without
+                self.warnings.append(f"no picture {unique}: {error.what}")
+                return ()
         return (Picture(unique, alt, caption, png, svg),)

@@ -68,11 +68,14 @@ def standings(
     return rows
 
 
-def unscored(cells: Sequence[Record], scored: Sequence[Record], lineage: Lineage) -> list[Standing]:
-    """Rows of the models that have a speed and no perplexity, under the commonest condition."""
+def unscored(cells: Sequence[Record], scored: Sequence[Record], lineage: Lineage) -> list[list[Standing]]:
+    """The models that have a speed and no perplexity: by the commonest condition, the rest by others."""
     known = {record.model.fingerprint for record in scored if record.model}
-    mine = chosen_cells([c for c in cells if c.model and c.model.fingerprint not in known])
-    return [Standing(None, cell, None, lineage.baseline(cell, mine)) for cell in mine]
+    groups: list[list[Standing]] = []
+    while mine := chosen_cells([c for c in cells if c.model and c.model.fingerprint not in known]):
+        known |= {cell.model.fingerprint for cell in mine if cell.model}
+        groups.append([Standing(None, cell, None, lineage.baseline(cell, mine)) for cell in mine])
+    return groups
 
 
 def chosen_cells(cells: Sequence[Record]) -> list[Record]:
@@ -110,7 +113,11 @@ def headline_table(rows: Sequence[Standing]) -> Table[Standing]:
     ]
     shown = [column for column in columns if any(column.get(row) != NOT_MEASURED for row in rows)]
     scored = next((row.perplexity for row in rows if row.perplexity), None)
-    title = f"Headline: {condition_of(scored)}" if scored else "Headline: models without a perplexity"
+    title = (
+        f"Headline: {condition_of(scored)}"
+        if scored
+        else f"Headline: {device_of(rows[0].record)}, no perplexity"
+    )
     return Table(
         title, [Column[Standing]("model", lambda s: model_of(s.record), label=True), *shown], rows,
         _caption(rows),
@@ -126,6 +133,8 @@ def _caption(rows: Sequence[Standing]) -> str:
     cell = next((row.speed for row in rows if row.speed), None)
     if cell is not None:
         workload, mode = cell.spec["workload"], cell.engaged.get("mode", "mode unknown")
+        several = serving_of(cell).tensor_parallel_size
+        mode = f"{mode}, tensor parallel {several}" if several > 1 else str(mode)
         parts.append(
             f"Decode speed: of one sequence, concurrency {workload['concurrency']}, {mode}, all experts on "
             f"the device, {workload['input_len']:,} prompt and {workload['output_len']:,} output tokens, on "

@@ -1,13 +1,13 @@
 """The pictures that the runs of a report are enough for."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from evalsuite.core.record import Record
 from evalsuite.core.spans import running_perplexity
 from evalsuite.core.speed import FootprintResult
 from evalsuite.report.cache_plots import hit_rates
-from evalsuite.report.choose import Lineage, device_of, model_of
+from evalsuite.report.choose import Lineage, device_of, grouped, model_of
 from evalsuite.report.footprint import absences, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.report.gallery import Gallery, Picture
@@ -16,7 +16,7 @@ from evalsuite.report.plots import COLOURS, convergence, quantization_error
 from evalsuite.report.quantization import errors_by_layer, recipe_text
 from evalsuite.report.quantizations import result_of as quantized
 from evalsuite.report.scatter_plots import Point, memory_speed, paired_windows
-from evalsuite.report.speed import Row, graph_ratios, mode_pairs, slots
+from evalsuite.report.speed import Row, mode_pairs, slots
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 from evalsuite.report.vram import engine_numbers
 from evalsuite.store.runs import StoredRun, load_windows
@@ -95,20 +95,18 @@ def speed_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
         return found
     where = rows[0].device
     if mode_pairs(rows):
-        caption = (
-            " ".join(graph_ratios(rows))
-            + " Means over repeats; the line is the bound from measured bandwidth."
-        )
+        caption = f"{_ratios(rows)} Means over repeats; lines: bounds by measured bandwidth."
         found += gallery.draw(
             f"modes {where}", f"Decode speed in eager mode and with CUDA graphs on {where}", caption,
             lambda caption, out: mode_bars(rows, caption, out),
         )  # fmt: skip
-    points = [point for row in rows if (point := _point(row))]
+    least = min(row.spec.workload.concurrency for row in rows)
+    points = [p for row in rows if row.spec.workload.concurrency == least and (p := _point(row))]
     if len({point.memory_bytes for point in points}) > 1:
         caption = (
             "Weights as the engine counts them, without KV cache. Means over repeats with 95 % t-intervals; "
-            "labels are cache size and concurrency. Dotted lines join cells of one model and mode, and "
-            "predict nothing in between."
+            f"labels are cache sizes; concurrency {least}. Dotted lines join cells of one model and mode, "
+            "and predict nothing in between."
         )
         found += gallery.draw(
             f"memory speed {where}", f"Decode speed against weights on the device, {where}", caption,
@@ -121,14 +119,24 @@ def _point(row: Row) -> Point | None:
     weights = engine_numbers(row.record).weights_bytes
     if weights is None:
         return None
-    speed, workload = row.result.decode_tokens_per_s, row.spec.workload
-    label = slots(row.spec) + (f" × {workload.concurrency}" if workload.concurrency > 1 else "")
-    return Point(f"{row.model}, {row.mode}", label, weights, speed.mean, speed.low, speed.high)
+    speed, several = row.result.decode_tokens_per_s, row.spec.serving.tensor_parallel_size
+    series = f"{row.model}, {row.mode}" + (f", tensor parallel {several}" if several > 1 else "")
+    return Point(series, slots(row.spec), weights, speed.mean, speed.low, speed.high)
+
+
+def _ratios(rows: Sequence[Row]) -> str:
+    found = [
+        graphs.result.decode_tokens_per_s.mean / eager.result.decode_tokens_per_s.mean
+        for eager, graphs in mode_pairs(rows)
+    ]
+    low, high = f"{min(found):.3g}", f"{max(found):.3g}"
+    return f"CUDA graphs are {low if low == high else f'{low} to {high}'}× as fast as eager mode here."
 
 
 def cache_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
     """Speed and hit rate against the cache size, of one model's cells that succeeded."""
     model, found = rows[0].model, ()
+    rows = [row for line in grouped(rows, _line) if len({slots(r.spec) for r in line}) > 1 for row in line]
     if len({row.spec.serving.moe_expert_cache_size for row in rows}) > 1:
         caption = (
             "Means over repeats with 95 % t-intervals; dotted lines are bounds from measured bandwidths and, "
@@ -159,6 +167,11 @@ def cache_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
             ),
         )  # fmt: skip
     return found
+
+
+def _line(row: Row) -> Hashable:
+    """Equal for cells that one line joins."""
+    return row.mode, row.spec.serving.tensor_parallel_size, row.spec.workload.concurrency
 
 
 def quantization_pictures(gallery: Gallery, records: Sequence[Record]) -> Pictures:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from evalsuite.core.record import Record
 from evalsuite.report.choose import device_of, model_of
+from evalsuite.report.naming import what
 from evalsuite.report.speed import ENDINGS
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
@@ -41,10 +42,9 @@ def failures_table(records: Sequence[Record]) -> Table[Record]:
         "Runs without a number",
         (
             Column[Record]("model", model_of, label=True),
-            Column[Record]("kind", lambda r: r.kind, label=True),
+            Column[Record]("measured", what, label=True),
             Column[Record]("ended", lambda r: Cell(ENDINGS[r.status], "failed", (r.run_id,))),
             Column[Record]("why", lambda r: _first(r.error) or NOT_MEASURED, prose=3),
-            Column[Record]("on", device_of, label=True),
         ),
         records,
         "A run that succeeded later under the same conditions takes the place of one that did not.",

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from evalsuite.report.plots import COLOURS, MARKERS, STYLE, save_figure
+from evalsuite.report.cache_plots import MORE_COLOURS, MORE_MARKERS
+from evalsuite.report.plots import COLOURS, STYLE, save_figure
 
 
 def paired_windows(
@@ -99,7 +100,7 @@ def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -
         figure = Figure(figsize=(8, 4.8), layout="constrained")
         axes: Any = figure.add_subplot()
         for (name, here), (colour, marker) in zip(
-            series.items(), cycle(zip(COLOURS, MARKERS, strict=True)), strict=False
+            series.items(), cycle(zip(MORE_COLOURS, MORE_MARKERS, strict=True)), strict=False
         ):
             here.sort(key=lambda p: p.memory_bytes)
             bars = [

@@ -54,7 +54,13 @@ def load_folders(
         if not folder.is_dir():
             raise UsageError(f"There is no folder {folder}.", todo="name the folder that holds the records.")
         found, left_out = load_runs(folder)
-        runs += (run for run in found if not models or not models_of(run.record).isdisjoint(models))
+        known = {run.path.resolve() for run in runs}  # a folder may be named twice
+        runs += (
+            run
+            for run in found
+            if run.path.resolve() not in known
+            and (not models or not models_of(run.record).isdisjoint(models))
+        )
         warnings += (f"left out: {reason}" for reason in left_out)
     if not runs:
         of = f" of {' or '.join(models)}" if models else ""

@@ -10,6 +10,7 @@ from evalsuite.report.choose import device_of, model_of
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 
+UNKNOWN = "—"  # of a cell that failed early, or that was on no GPU
 GRAPHS_MATTER = 1.2  # times faster: then the caption says so
 ENDINGS: dict[Status, str] = {
     "oom": "out of memory", "timeout": "timed out", "failed": "failed", "interrupted": "interrupted",
@@ -86,11 +87,11 @@ SETTINGS = (
     Setting("mode", lambda r: r.mode, lambda mode: "mode unknown" if mode == "unknown" else mode),
     Setting("routing", lambda r: r.routing, _routing_sentence),
     Setting("on", lambda r: r.device, "on {}".format),
-    Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or "—", None),
+    Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or UNKNOWN, None),
     Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), None),
     Setting("concurrency", lambda r: str(r.spec.workload.concurrency), "concurrency {}".format),
     Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}".format),
-    Setting("dtype", lambda r: r.record.model.dtype if r.record.model else "—", "{}".format),
+    Setting("dtype", lambda r: r.record.model.dtype if r.record.model else UNKNOWN, "{}".format),
     Setting("prompt", lambda r: f"{r.spec.workload.input_len:,}", "{} prompt tokens".format),
     Setting("output", lambda r: f"{r.spec.workload.output_len:,}", "{} output tokens".format),
     Setting("repeats", lambda r: str(r.spec.workload.repeats), "{} repeats".format),
@@ -102,8 +103,12 @@ def slots(spec: SpeedSpec) -> str:
     return "all" if size is None else str(size)
 
 
-def speed_table(rows: Sequence[Row]) -> Table[Row]:
-    """Decode speed beside its bound, a row for each cell; what all cells share stands in the caption."""
+def speed_table(rows: Sequence[Row], *, ratios: bool = True) -> Table[Row]:
+    """Decode speed beside its bound, a row for each cell; what all cells share stands in the caption.
+
+    Args:
+        ratios: say in the caption how much faster CUDA graphs are than eager mode.
+    """
     settings, shared = settings_of(rows)
     columns = [
         *settings,
@@ -118,7 +123,7 @@ def speed_table(rows: Sequence[Row]) -> Table[Row]:
     ]
     columns += [column for column in optional if any(column.get(row) != NOT_MEASURED for row in rows)]
     parts = [
-        *graph_ratios(rows),
+        *(graph_ratios(rows) if ratios else ()),
         shared,
         "decode: 1/TPOT of one sequence, ± half the 95 % t-interval over repeats. Bound: bytes that a token "
         "needs over measured bandwidths. Overhead: time that memory, transfers and compute do not explain.",
@@ -175,10 +180,16 @@ def load_table(rows: Sequence[Row]) -> Table[Row]:
 
 def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
-    varying = [s for s in SETTINGS if len({s.get(row) for row in rows}) > 1]
+    values = {setting.title: {setting.get(row) for row in rows} - {UNKNOWN} for setting in SETTINGS}
+    varying = [s for s in SETTINGS if len(values[s.title]) > 1]
+    parallel = {(row.spec.serving.tensor_parallel_size, row.spec.serving.gpus) for row in rows}
+    if len(parallel) == len(values["tensor parallel"]):  # which GPUs follows from how many
+        varying = [s for s in varying if s.title != "GPU"]
     columns = [Column[Row](s.title, s.get, label=True) for s in varying]
     columns = columns or [Column[Row]("model", lambda r: r.model, label=True)]
-    shared = [s.sentence(s.get(rows[0])) for s in SETTINGS if s not in varying and s.sentence]
+    shared = [
+        s.sentence(next(iter(values[s.title]))) for s in SETTINGS if s.sentence and len(values[s.title]) == 1
+    ]
     said = [sentence for sentence in shared if sentence]
     return columns, ", ".join(said) + "." if said else ""
 
@@ -191,7 +202,8 @@ def graph_ratios(rows: Sequence[Row]) -> list[str]:
         said = f"{ratio:.3g}× as fast as eager"
         if ratio < GRAPHS_MATTER:
             said += ", so launches are not what binds it"
-        where = f"{eager.model}, concurrency {eager.result.concurrency}, {eager.device}"
+        cache = "" if slots(eager.spec) == "all" else f"cache {slots(eager.spec)}, "
+        where = f"{eager.model}, {cache}concurrency {eager.spec.workload.concurrency}, {eager.device}"
         found.append(f"CUDA graphs are {said} ({where}).")
     return found
 

@@ -32,7 +32,7 @@ def generation_table(rows: Sequence[Row]) -> Table[Row]:
     Args:
         rows: cells that came to nothing among them.
     """
-    speed = speed_table(rows)
+    speed = speed_table(rows, ratios=False)
     load = [
         Column[Row]("load", lambda r: _seconds(r, "total_s"), "s", "lower"),
         Column[Row]("of it weights", lambda r: _seconds(r, "weights_s"), "s", "lower"),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from evalsuite.core.speed import Estimate
 from evalsuite.report.plots import COLOURS, DASHES, MARKERS, STYLE, save_figure
-from evalsuite.report.speed import Row, mode_pairs
+from evalsuite.report.speed import Row, mode_pairs, slots
 
 SPEED = "decode speed of one sequence [tokens/s]"
 
@@ -66,8 +66,9 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
         axes.set_xticks(range(len(sizes)), ["all, no cache" if size is None else str(size) for size in sizes])
         axes.set_xlabel("experts of each layer on the device")
         axes.set_ylabel(SPEED)
-        axes.set_title(f"{rows[0].model}: speed and expert cache", loc="left", fontsize=11, parse_math=False)
-        axes.legend(frameon=False, loc="best", fontsize=9)
+        title = f"{rows[0].model}: speed and expert cache" + _on_one_device(rows)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
+        figure.legend(frameon=False, loc="outside right center", fontsize=9)
         _caption(figure, caption)
         return save_figure(figure, out)
 
@@ -100,12 +101,16 @@ def mode_bars(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
                     [bound.tokens_per_s] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.6,
                     label=None if place else "bound",
                 )  # fmt: skip
-        axes.set_yticks(range(len(pairs)), [_pair_name(eager) for eager, _ in pairs])
+        axes.set_yticks(range(len(pairs)), [_pair_name(eager, rows) for eager, _ in pairs])
+        for text in axes.get_yticklabels():
+            text.set_parse_math(False)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(SPEED)
-        axes.set_title("Eager mode and CUDA graphs", loc="left", fontsize=11)
-        figure.legend(frameon=False, loc="outside right upper")
+        whose = f"{rows[0].model}: " if len({row.model for row in rows}) == 1 else ""
+        title = f"{whose or 'Decoding: '}eager mode and CUDA graphs{_on_one_device(rows)}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
+        figure.legend(frameon=False, loc="outside right center")
         _caption(figure, caption)
         return save_figure(figure, out)
 
@@ -119,16 +124,28 @@ def _bars(speeds: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _line_name(row: Row, rows: Sequence[Row]) -> str:
-    parts = [row.device, row.mode]
-    if len({r.result.concurrency for r in rows}) > 1:
-        parts.append(f"concurrency {row.result.concurrency}")
+    parts = [*([] if _on_one_device(rows) else [row.device]), row.mode]
+    if len({r.spec.workload.concurrency for r in rows}) > 1:
+        parts.append(f"concurrency {row.spec.workload.concurrency}")
     if len({r.spec.serving.tensor_parallel_size for r in rows}) > 1:
         parts.append(f"tensor parallel {row.spec.serving.tensor_parallel_size}")
     return ", ".join(parts)
 
 
-def _pair_name(row: Row) -> str:
-    return f"{row.model}\n{row.device}, concurrency {row.result.concurrency}"
+def _on_one_device(rows: Sequence[Row]) -> str:
+    """For a title; empty where there are several, which the labels name then."""
+    return f", {rows[0].device}" if len({row.device for row in rows}) == 1 else ""
+
+
+def _pair_name(row: Row, rows: Sequence[Row]) -> str:
+    serving, parts = row.spec.serving, [f"concurrency {row.spec.workload.concurrency}"]
+    if len({r.spec.serving.moe_expert_cache_size for r in rows}) > 1:
+        parts.insert(0, "all experts" if slots(row.spec) == "all" else f"cache {slots(row.spec)}")
+    if serving.tensor_parallel_size > 1:
+        parts.append(f"tensor parallel {serving.tensor_parallel_size}")
+    names = [] if len({r.model for r in rows}) == 1 else [row.model]
+    names += [] if _on_one_device(rows) else [row.device]
+    return "\n".join(filter(None, (", ".join(names), ", ".join(parts))))
 
 
 def _caption(figure: Figure, text: str) -> None:

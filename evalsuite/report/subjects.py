@@ -102,8 +102,7 @@ class Book:
             records = [run.record for run in group]
             scored += records
             tables.append(headline_table(standings(records, plain, self._lineage, self._pairings)))
-        if rows := unscored(plain, scored, self._lineage):
-            tables.append(headline_table(rows))
+        tables += [headline_table(rows) for rows in unscored(plain, scored, self._lineage)]
         return Section("headline", "Headline", tuple(tables))
 
     def perplexity(self) -> Section:
@@ -162,7 +161,9 @@ class Book:
         return Section("modes", "Eager mode and CUDA graphs", tuple(modes_table(group) for group in groups))
 
     def memory(self) -> Section:
-        runs = [*self._footprints, *(run for run in self._cells if run.record.status == "ok")]
+        by_id = {run.record.run_id: run for run in self._cells}
+        cells = [by_id[row.record.run_id] for row in self._rows if not row.failed]
+        runs = [*self._footprints, *cells]
         if not runs:
             return Section("memory", "Memory")
         records = [run.record for run in runs]

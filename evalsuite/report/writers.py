@@ -27,7 +27,7 @@ from evalsuite.report.markup import markdown_text
 from evalsuite.report.section import Section
 from evalsuite.report.sections import Report
 from evalsuite.report.tables import Table
-from evalsuite.store.derived import write_derived
+from evalsuite.store.derived import AGAIN, write_derived
 from evalsuite.store.folder import storage_errors
 
 FORMATS = ("md", "csv", "tex", "json", "html", "png", "svg")
@@ -49,7 +49,7 @@ def write_report(report: Report, out: Path, formats: Sequence[str]) -> list[Path
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    with storage_errors(out):
+    with storage_errors(out, AGAIN):
         out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     if "md" in formats:
@@ -70,7 +70,7 @@ def write_report(report: Report, out: Path, formats: Sequence[str]) -> list[Path
     frame = to_frame(report.records)
     if "csv" in formats:
         written.append(write_derived(out / "runs.csv", frame.to_csv(index=False)))
-        with storage_errors(out):
+        with storage_errors(out, AGAIN):
             frame.to_parquet(out / "runs.parquet")
         written.append(out / "runs.parquet")
     if "json" in formats:
@@ -144,7 +144,7 @@ def _tables(report: Report, folder: Path, formats: Sequence[str]) -> list[Path]:
     chosen = {form: write for form, write in forms.items() if form in formats}
     if not chosen:
         return []
-    with storage_errors(folder):
+    with storage_errors(folder, AGAIN):
         folder.mkdir(exist_ok=True)
     return [
         write_derived(folder / f"{name}.{form}", write(table))
@@ -177,7 +177,7 @@ def _lm_eval(records: Sequence[Record], folder: Path) -> list[Path]:
             by_model.setdefault(record.model.fingerprint, []).append(record)
     if not by_model:
         return []
-    with storage_errors(folder):
+    with storage_errors(folder, AGAIN):
         folder.mkdir(exist_ok=True)
     written: list[Path] = []
     names: set[str] = set()

@@ -76,6 +76,7 @@ def test_a_damaged_record_is_said_and_written(cli, results):
         (["--model", "none"], "no finished run of none"),
         (["--fail-on", "ppl>+1%"], "there is one folder"),
         (["--diff"], "--diff compares two folders, and 1 were named"),
+        (["results", "results", "--diff", "--formats", "md"], "--formats is for the tables and pictures"),
         (["results", "results", "--diff", "--fail-on", "ppl>1%"], "a rise or a fall"),
         (["results", "results", "--diff", "--fail-on", "error>+1%"], "looks at nothing"),
     ],
@@ -85,6 +86,17 @@ def test_what_is_refused(cli, results, arguments, why):
     assert done.code == 2
     assert why in done.said
     assert not (results / "report").exists(), "nothing was written"
+
+
+def test_a_place_that_cannot_be_written(cli, results):
+    record = next(results.glob("m/*/run.json"))
+    done = cli("report", "--out", record / "below", "--formats", "md,png")
+    assert done.code == 1
+    assert "below" in done.said
+
+
+def test_a_folder_that_is_named_twice_counts_once(cli, results):
+    assert "4 runs" in cli("report", "results", "results/../results", "--formats", "md").said
 
 
 class TestDifference:
@@ -119,3 +131,12 @@ class TestDifference:
         assert done.code == 1
         assert "had succeeded before" in done.said
         assert cli("report", "old", "new", "--diff").code == 0
+
+    def test_it_writes_where_it_is_told(self, cli, tmp_path):
+        self.folders(tmp_path, 80.0)
+        assert cli("report", "old", "new", "--diff", "--out", "there").code == 0
+        text = (tmp_path / "there" / "DIFFERENCE.md").read_text()
+        assert text.startswith("# new against old")
+        assert "| ttft_ms |" in text, "every metric, also those that the screen leaves out"
+        document = json.loads((tmp_path / "there" / "difference.json").read_text())
+        assert {"changes", "not_compared", "tables", "warnings"} == set(document)

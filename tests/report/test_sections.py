@@ -226,3 +226,11 @@ def test_pictures_are_drawn_once_each_and_listed(tmp_path: Path):
         path.name for picture in pictures for path in (picture.png, picture.svg)
     )
     assert [w for w in report.warnings if "no picture over-time" in w], "the cells have no samples"
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_stands(tmp_path: Path):
+    odd = model(r"_a$\frac{x$_b%&<i>")
+    cells = [speed_record(size=size, model=odd, weights=10**9 + (size or 0)) for size in (8, 64, None)]
+    store(tmp_path / "results", *cells, speed_record(eager=True, model=odd, weights=3 * 10**9))
+    report = build_report([tmp_path / "results"], figures=tmp_path / "figures")
+    assert len([picture for section in report.sections for picture in section.pictures]) >= 4
