@@ -1,13 +1,16 @@
 """`hlwq-eval card`: a model card from records."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalsuite.cli.app import app
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from evalsuite.report.card import CardRequest
 
 
 @app.command()
@@ -33,17 +36,22 @@ def card(
 
     Needs no GPU. Only what was measured enters the front matter.
     """
-    from evalsuite.report.card import CardRequest, make_card
+    from evalsuite.report.card import CardRequest
+
+    request = CardRequest(tuple(results or [Path("results")]), model, license_, base_model)
+    write_card(Screen(as_json), request, out)
+
+
+def write_card(screen: Screen, request: "CardRequest", out: Path) -> None:
+    """Write a card, and its pictures into ``figures`` beside it."""
+    from evalsuite.report.card import make_card
     from evalsuite.store.derived import AGAIN, write_derived
     from evalsuite.store.folder import storage_errors
 
-    screen = Screen(as_json)
     if out.is_dir():
         raise UsageError(f"{out} is a folder.", todo="name the file, such as --out MODEL_CARD.md.")
-    request = CardRequest(tuple(results or [Path("results")]), model, license_, base_model)
-    figures = out.parent / "figures"
     screen.note("reading records and drawing pictures …")
-    made = make_card(request, figures, "figures")
+    made = make_card(request, out.parent / "figures", "figures")
     with storage_errors(out, AGAIN):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_derived(out, made.text)

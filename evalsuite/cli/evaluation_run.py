@@ -8,10 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from evalsuite.cli.cache_run import make_trace, run_simulation
+from evalsuite.cli.card import write_card
 from evalsuite.cli.check import check_claims
 from evalsuite.cli.footprint_run import watch_model
 from evalsuite.cli.perplexity_run import measure as measure_perplexity
 from evalsuite.cli.quantize import quantize_model
+from evalsuite.cli.report import make_report
 from evalsuite.cli.show import Screen
 from evalsuite.cli.speed_run import measure as measure_speed
 from evalsuite.core.errors import EvalError, MeasurementError, ModelError, UsageError
@@ -21,12 +23,13 @@ from evalsuite.data.models import find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.experiment.evaluation import (
     CacheStep,
+    CardStep,
     CheckStep,
     Evaluation,
     FootprintStep,
+    FromRecords,
     PerplexityStep,
     QuantizeStep,
-    ReportStep,
     SpeedStep,
     Step,
     name_of,
@@ -35,6 +38,7 @@ from evalsuite.experiment.models import Models
 from evalsuite.experiment.plan import Planner
 from evalsuite.experiment.quantized import slug_of
 from evalsuite.experiment.traces import trace_folder
+from evalsuite.report.card import CardRequest
 from evalsuite.report.claims import load_claims
 from evalsuite.report.evaluation import (
     PlannedCell,
@@ -45,7 +49,6 @@ from evalsuite.report.evaluation import (
     plan_table,
     refusal_table,
 )
-from evalsuite.report.sections import build_report
 from evalsuite.run.resume import finished_scores
 from evalsuite.run.trace import TRACE_FILE
 from evalsuite.store.derived import write_derived
@@ -104,7 +107,7 @@ class Job:
             self.screen.table(plan_table(cells, gpus or f"this machine without a GPU ({machine.cpu})"))
         if refused := refusal_table(cells):
             self.screen.table(refused)
-        others = [name_of(step) for step in self.steps if isinstance(step, CheckStep | ReportStep)]
+        others = [name_of(step) for step in self.steps if isinstance(step, FromRecords)]
         if others:
             self.screen.note(f"then, from records alone: {', '.join(others)}")
         self.screen.document(
@@ -187,8 +190,10 @@ class Job:
             self._cache(step, screen)
         elif isinstance(step, CheckStep):
             self._check(step, screen)
+        elif isinstance(step, CardStep):
+            self._card(step, screen)
         else:
-            self._report(screen)
+            make_report(screen, [self.results], step.formats)
 
     def _quantize(self, step: QuantizeStep, screen: Screen) -> None:
         folder = self._models.folder
@@ -239,9 +244,10 @@ class Job:
         if found := sorted({verdict for verdict in verdicts if verdict in step.fail_on}):
             raise MeasurementError(f"There are claims of the verdict {', '.join(found)}.")
 
-    def _report(self, screen: Screen) -> None:
-        report = build_report([self.results], figures=self.results / "figures")
-        screen.note(f"{len(report.sections)} sections of {len(report.runs)} runs")
+    def _card(self, step: CardStep, screen: Screen) -> None:
+        checkpoint = find_checkpoint(self._models.name("candidate"), weights=False, download=False)
+        request = CardRequest((self.results,), checkpoint.name, step.license, step.base_model)
+        write_card(screen, request, self.results / checkpoint.slug / "MODEL_CARD.md")
 
 
 def _refuse_full_disks(models: Sequence[PlannedModel]) -> None:

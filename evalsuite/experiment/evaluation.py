@@ -7,11 +7,13 @@ spec, so what a command measured before is found by the file, and the other way 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from evalsuite.core.errors import UsageError
 from evalsuite.core.value import Value
 from evalsuite.experiment.quantized import RecipeTable, slug_of
+from evalsuite.report.claim_verdicts import VERDICTS
+from evalsuite.report.writers import FORMATS
 from evalsuite.run.options import (
     FootprintOptions,
     Gpus,
@@ -95,15 +97,45 @@ class CheckStep(Named):
     claims: str
     fail_on: Names = ()
 
+    @field_validator("fail_on")
+    @classmethod
+    def _verdicts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, VERDICTS)
+
+
+class CardStep(Named):
+    """A model card of the candidate, beside its records.
+
+    Attributes:
+        license, base_model: for the front matter.
+    """
+
+    command: Literal["card"]
+    license: str | None = None
+    base_model: str | None = None
+
 
 class ReportStep(Named):
-    """Tables, pictures and pages of all records of the folder."""
+    """Tables, pictures and pages of all records of the folder.
+
+    Attributes:
+        formats: as for `hlwq-eval report`; all of them where it is left out.
+    """
 
     command: Literal["report"]
+    formats: Names = FORMATS
+
+    @field_validator("formats")
+    @classmethod
+    def _formats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(names, FORMATS)
 
 
+FromRecords = CheckStep | CardStep | ReportStep
 OnText = PerplexityStep | SpeedStep | FootprintStep | CacheStep
-Step = QuantizeStep | PerplexityStep | SpeedStep | FootprintStep | CacheStep | CheckStep | ReportStep
+Step = (
+    QuantizeStep | PerplexityStep | SpeedStep | FootprintStep | CacheStep | CheckStep | CardStep | ReportStep
+)
 
 
 class Geometries(Value):
@@ -197,6 +229,12 @@ class Evaluation(Value):
             for step in self.steps
         )
         return self.model_copy(update={"steps": steps})
+
+
+def _known(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"there is no {unknown[0]!r}; choose from {', '.join(known)}")
+    return tuple(names)
 
 
 def name_of(step: Step) -> str:

@@ -8,7 +8,7 @@ from evalsuite.core.errors import MissingDependency, ModelError
 from evalsuite.data.hub import cache_folder, list_files
 from evalsuite.data.models import Checkpoint, find_checkpoint, is_hub_id
 from evalsuite.engines.geometry import read_geometry
-from evalsuite.experiment.evaluation import ROLES, CheckStep, Evaluation, OfModels, ReportStep, Role
+from evalsuite.experiment.evaluation import ROLES, Evaluation, FromRecords, OfModels, Role
 from evalsuite.experiment.quantized import quantized_folder
 from evalsuite.quant.checkpoint import open_checkpoint
 from evalsuite.quant.recipe import Recipe
@@ -96,7 +96,7 @@ class Models:
         if evaluation.quantization is not None and role == "baseline":
             return True
         for step in evaluation.steps:
-            if isinstance(step, CheckStep | ReportStep):
+            if isinstance(step, FromRecords):
                 continue
             touched = evaluation.roles(step) if isinstance(step, OfModels) else ROLES[:1]
             if role in touched and getattr(step, "load_format", "auto") != "dummy":

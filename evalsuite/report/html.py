@@ -104,18 +104,17 @@ def page_table(table: Table[Any], anchors: dict[str, str]) -> PageTable:
     Args:
         anchors: place on the page of each run; others are left without a link.
     """
-    return PageTable(
-        table.title,
-        table.caption.strip(),
-        [column.heading for column in table.columns],
-        [index == 0 or column.prose > 0 or column.label for index, column in enumerate(table.columns)],
-        [[_cell(cell, anchors) for cell in row] for row in table.grid()],
-    )
+    rows = [
+        [_cell(cell, text, anchors) for cell, text in zip(cells, texts, strict=True)]
+        for cells, texts in zip(table.grid(), table.cells(), strict=True)
+    ]
+    left = [index == 0 or column.prose > 0 or column.label for index, column in enumerate(table.columns)]
+    return PageTable(table.title, table.said, table.headings(), left, rows)
 
 
-def _cell(cell: Cell, anchors: dict[str, str]) -> PageCell:
+def _cell(cell: Cell, text: str, anchors: dict[str, str]) -> PageCell:
     links = tuple((run, anchors[run]) for run in dict.fromkeys(cell.runs) if run in anchors)
-    return PageCell(str(cell), cell.origin.replace(" ", "-"), sort_key(cell), links)
+    return PageCell(text, cell.origin.replace(" ", "-"), sort_key(cell), links)
 
 
 def sort_key(cell: Cell) -> str:

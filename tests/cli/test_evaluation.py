@@ -189,4 +189,8 @@ def test_the_two_minute_experiment(cli, tmp_path, monkeypatch):
     assert done.code == 0, done.err
     assert {step["status"] for step in json.loads(done.out)} == {"ok"}
     assert kinds("results") == ["compare", "footprint", "ppl", "ppl", "quantize", *["speed"] * 4]
-    assert (tmp_path / "results" / "demo.md").is_file()
+    results = tmp_path / "results"
+    for file in ("demo.md", "report/REPORT.md", "report/report.html"):
+        assert (results / file).stat().st_size > 300
+    assert list(results.glob("demo-rtn-int4-*/MODEL_CARD.md"))
+    assert list(results.glob("demo-rtn-int4-*/cache/simulation.md"))

@@ -107,6 +107,14 @@ def test_the_models_of_a_step(file):
         (("[[steps]]", "[[arms]]\nname = 'x'\n[[steps]]"), "both arms and steps"),
         (("[[steps]]", "[[stages]]"), "neither arms nor steps"),
         (('models = ["candidate"]', "models = []"), "steps.3.models"),
+        (
+            ('command = "cache"\nrequests = 2\nsizes = 4', 'command = "report"\nformats = "pdf"'),
+            "there is no 'pdf'",
+        ),
+        (
+            ('command = "cache"\nrequests = 2\nsizes = 4', 'command = "check"\nclaims = "x"\nfail_on = "no"'),
+            "there is no 'no'",
+        ),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
