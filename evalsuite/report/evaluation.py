@@ -160,14 +160,16 @@ def refusal_table(cells: Sequence[PlannedCell]) -> Table[tuple[str, str]] | None
 
 def outcome_table(question: str, outcomes: Sequence[StepOutcome]) -> Table[StepOutcome]:
     """What became of every step."""
+    columns = [
+        Column[StepOutcome]("step", lambda o: o.step),
+        Column[StepOutcome]("status", lambda o: o.status),
+        Column[StepOutcome]("time", lambda o: duration(o.seconds)),
+    ]
+    if any(outcome.why for outcome in outcomes):
+        columns.append(Column[StepOutcome]("why", lambda o: " ".join(o.why.split()), prose=1))
     return Table(
         question,
-        (
-            Column[StepOutcome]("step", lambda o: o.step),
-            Column[StepOutcome]("status", lambda o: o.status),
-            Column[StepOutcome]("time", lambda o: duration(o.seconds)),
-            Column[StepOutcome]("why", lambda o: " ".join(o.why.split()), prose=1),
-        ),
+        columns,
         outcomes,
         "Time of this command alone: what it found in the store took none.",
     )

@@ -24,6 +24,8 @@ from evalsuite.store.folder import storage_errors
 from evalsuite.store.runs import StoredRun
 
 FOLDED = ("provenance",)  # sections that a reader opens when a number is in doubt
+ARROW = re.compile(r" (?=[↑↓])")  # stays with what it points at
+LONG = 14  # letters
 NUMBER = re.compile(r"[−-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
 
 
@@ -44,12 +46,12 @@ class PageCell:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table as the page shows it; `left` says which columns are words."""
+    """A table as the page shows it; `kinds` are the style classes of its columns, such as ``words``."""
 
     title: str
     caption: str
     headings: Sequence[str]
-    left: Sequence[bool]
+    kinds: Sequence[str]
     rows: Sequence[Sequence[PageCell]]
 
 
@@ -108,8 +110,17 @@ def page_table(table: Table[Any], anchors: dict[str, str]) -> PageTable:
         [_cell(cell, text, anchors) for cell, text in zip(cells, texts, strict=True)]
         for cells, texts in zip(table.grid(), table.cells(), strict=True)
     ]
-    left = [index == 0 or column.prose > 0 or column.label for index, column in enumerate(table.columns)]
-    return PageTable(table.title, table.said, table.headings(), left, rows)
+    kinds = [
+        _kind([row[index].text for row in rows]) if index == 0 or column.prose or column.label else ""
+        for index, column in enumerate(table.columns)
+    ]
+    headings = [ARROW.sub("\u00a0", heading) for heading in table.headings()]
+    return PageTable(table.title, table.said, headings, kinds, rows)
+
+
+def _kind(texts: Sequence[str]) -> str:
+    """Of a column of words; long ones may break, and are given room."""
+    return "words long" if max(map(len, texts), default=0) > LONG else "words"
 
 
 def _cell(cell: Cell, text: str, anchors: dict[str, str]) -> PageCell:
