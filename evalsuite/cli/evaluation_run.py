@@ -51,7 +51,8 @@ from evalsuite.report.evaluation import (
 )
 from evalsuite.run.resume import finished_scores
 from evalsuite.run.trace import TRACE_FILE
-from evalsuite.store.derived import write_derived
+from evalsuite.store.derived import AGAIN, write_derived
+from evalsuite.store.folder import storage_errors
 from evalsuite.store.runs import RunStore
 from evalsuite.telemetry.gpu import count_visible
 from evalsuite.telemetry.machine import read_machine
@@ -137,6 +138,8 @@ class Job:
             documents[name] = quiet.kept
         table = outcome_table(self.evaluation.question, outcomes)
         self.screen.table(table)
+        with storage_errors(self.results, AGAIN):
+            self.results.mkdir(parents=True, exist_ok=True)
         written = write_derived(
             self.results / f"{self.name}.md", f"# {table.title}\n\n{table.to_markdown()}\n"
         )

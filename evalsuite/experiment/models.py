@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from evalsuite.core.errors import MissingDependency, ModelError
+from evalsuite.core.errors import MissingDependency, ModelError, UsageError
 from evalsuite.data.hub import cache_folder, list_files
 from evalsuite.data.models import Checkpoint, find_checkpoint, is_hub_id
 from evalsuite.engines.geometry import read_geometry
@@ -49,15 +49,22 @@ class Models:
     work: Path
 
     def name(self, role: Role) -> str:
-        """As MODEL on the command line; a baseline that is quantized has to be here for its candidate's.
+        """As MODEL on the command line.
 
         Raises:
-            EvalError: it has to be looked at for that, and cannot be found.
+            EvalError: it is a candidate that has not been made, or whose baseline cannot be found.
         """
         if role == "baseline":
             assert self.evaluation.baseline is not None
             return self.evaluation.baseline
-        return self.evaluation.candidate or str(self.folder)
+        if self.evaluation.candidate is not None:
+            return self.evaluation.candidate
+        if not self.folder.is_dir():
+            raise UsageError(
+                f"The candidate {self.folder} has not been made.",
+                todo="run the step that quantizes: leave --only out, or name it too.",
+            )
+        return str(self.folder)
 
     @cached_property
     def folder(self) -> Path:

@@ -137,7 +137,8 @@ class TestSimulate:
         markdown = (traced / "simulation.md").read_text()
         for title in ("Expert cache of demo, simulated", "By layer: lru, decode", "GPU requirements of demo"):
             assert f"## {title}" in markdown
-        assert markdown.count("(derived)") >= 2 * 3 * 3
+        heading = markdown.partition("## GPU requirements of demo")[2].split("\n")[2]
+        assert heading.count("(derived)") >= 3  # of whole columns it is said once
         for picture in ("hit_rates", "expert_use", "predicted_speeds"):
             assert (traced / f"{picture}.png").stat().st_size > 10_000
 

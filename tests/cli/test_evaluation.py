@@ -118,6 +118,14 @@ def test_parts_of_it_run(cli, file):
     assert cli("run", file(), "--only", "quick").code == 2
 
 
+def test_a_candidate_that_was_not_made_is_asked_for(cli, file, tmp_path):
+    done = cli("run", file(FOOTPRINT), "--only", "footprint")
+    assert done.code == 1
+    assert "has not been made" in done.said
+    assert "run the step that quantizes" in done.said
+    assert kinds("results") == []
+
+
 def test_a_step_that_fails_is_shown_and_the_others_go_on(cli, file, tmp_path):
     footprint = FOOTPRINT.replace("idle = 0.1", "idle = 0.1\nmoe_expert_cache_size = 8")
     dense = cli(
