@@ -99,8 +99,9 @@ def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 4.8), layout="constrained")
         axes: Any = figure.add_subplot()
-        for (name, here), (colour, marker) in zip(
-            series.items(), cycle(zip(MORE_COLOURS, MORE_MARKERS, strict=True)), strict=False
+        drawn: list[Any] = []
+        for here, (colour, marker) in zip(
+            series.values(), cycle(zip(MORE_COLOURS, MORE_MARKERS, strict=True)), strict=False
         ):
             here.sort(key=lambda p: p.memory_bytes)
             bars = [
@@ -110,11 +111,12 @@ def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -
                 ],
                 [p.high - p.tokens_per_s if p.high is not None else 0 for p in here],
             ]
-            axes.errorbar(
+            bar = axes.errorbar(
                 [p.memory_bytes / 1e9 for p in here], [p.tokens_per_s for p in here], yerr=bars, color=colour,
                 marker=marker, markersize=7, markerfacecolor="white", markeredgewidth=1.4, linewidth=0.8,
-                linestyle=":", capsize=3, label=name,
+                linestyle=":", capsize=3,
             )  # fmt: skip
+            drawn.append(bar)
             for point in here:
                 axes.annotate(
                     point.label, (point.memory_bytes / 1e9, point.tokens_per_s), xytext=(7, 5),
@@ -128,7 +130,8 @@ def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -
         axes.set_xlabel("weights on the device, expert slots included [GB = 10⁹ bytes]")
         axes.set_ylabel("decode speed of one sequence [tokens/s]")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
-        legend = axes.legend(frameon=False, loc="best", fontsize=9)
+        # handles and labels by hand: matplotlib leaves out labels that begin with an underscore
+        legend = axes.legend(drawn, list(series), frameon=False, loc="best", fontsize=9)
         for text in legend.get_texts():
             text.set_parse_math(False)
         figure.supxlabel(
