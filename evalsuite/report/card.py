@@ -8,14 +8,16 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from evalsuite.core.errors import UsageError
-from evalsuite.core.record import CompareResult, Record
+from evalsuite.core.record import CompareResult, QuantizeResult, Record
 from evalsuite.data.models import is_hub_id
 from evalsuite.report.card_metadata import card_data
 from evalsuite.report.choose import newest
 from evalsuite.report.commands import commands
+from evalsuite.report.gallery import Gallery
 from evalsuite.report.markup import markdown_text
 from evalsuite.report.quick_start import quick_start
-from evalsuite.report.sections import Report, build_report, load_folders
+from evalsuite.report.sections import Report, load_folders
+from evalsuite.report.subjects import sections
 from evalsuite.report.writers import section_markdown
 
 LEFT_OUT = ("flags", "provenance")  # sections of a report that are no reader's of a card
@@ -63,7 +65,7 @@ def make_card(request: CardRequest, figures: Path, picture_folder: str) -> Card:
     Raises:
         UsageError: no run is of this model, or none is named and there are several.
     """
-    runs, _ = load_folders(request.folders)
+    runs, left_out = load_folders(request.folders)
     found = _candidates([run.record for run in runs])
     model = request.model or _only(found)
     if model not in found:
@@ -72,7 +74,10 @@ def make_card(request: CardRequest, figures: Path, picture_folder: str) -> Card:
         )
     mine = [run.record for run in newest(runs) if _measures(run.record, model)]
     baselines = _baselines(mine, [run.record for run in runs])
-    report = build_report(request.folders, models=(model, *baselines), figures=figures)
+    shown = [run for run in runs if _shown(run.record, (model, *baselines))]
+    gallery = Gallery(figures)
+    made = sections(shown, gallery)
+    report = Report(model, request.folders, made, tuple(shown), (*left_out, *gallery.warnings))
     base = request.base_model or next((name for name in baselines if is_hub_id(name)), None)
     metadata = card_data(_title(model), mine, licence=request.licence, base_model=base)
     body = "\n".join(_body(model, mine, report, picture_folder, baselines)).rstrip() + "\n"
@@ -182,6 +187,13 @@ def _candidates(records: Sequence[Record]) -> list[str]:
 
 def _measures(record: Record, model: str) -> bool:
     return record.kind != "quantize" and _name(record) == model
+
+
+def _shown(record: Record, models: Sequence[str]) -> bool:
+    """Whether a run is of one of these models; of the quantizations, those that made one."""
+    if isinstance(record.results, QuantizeResult):
+        return record.results.destination in models
+    return _name(record) in models
 
 
 def _name(record: Record) -> str:

@@ -57,10 +57,11 @@ def quick_start(records: Sequence[Record]) -> QuickStart | None:
         said = f"Probed on vLLM {version}: every flag is one that it has."
     except EvalError as error:
         flags = [_asked(serving) for serving in servings]
-        unknown = sorted({flag for one in flags for flag in one if flag.startswith("--")} - _names(known))
-        said = f"vLLM {version} was not asked to serve it here: {error.what} " + (
-            f"It does not know {', '.join(unknown)}." if unknown else "Every flag is one that it has."
-        )
+        asked = {flag for one in flags for flag in one if flag.startswith("--")}
+        unknown = sorted(asked - _names(known))
+        said = f"vLLM {version} was not asked to serve it here: {error.what}"
+        if asked:
+            said += f" It does not know {', '.join(unknown)}." if unknown else " It knows every flag."
     if not any(record.engaged.get("engine") in ("vllm", "server") for record in records):
         said += " No run here served it with vLLM."
     if cached is not None:
