@@ -40,6 +40,7 @@ def main() -> None:
     from evalsuite.cli import (  # noqa: F401 (they register themselves)
         cache,
         cache_gc,
+        card,
         check,
         compare,
         doctor,

@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.choices import Dtype, LoadFormat, default_corpus, one_device
+from evalsuite.cli.choices import Dtype, LoadFormat, one_gpu, sizes, words
 from evalsuite.cli.show import Screen
-from evalsuite.core.errors import UsageError
 
 cache_app = typer.Typer(no_args_is_help=True, help="Expert caches: traces, simulation, files.")
 app.add_typer(cache_app, name="cache")
@@ -49,34 +48,26 @@ def trace(
 ) -> None:
     """Which experts each token of MODEL chose in each layer, while reading and writing real text."""
     from evalsuite.cli.cache_run import make_trace
-    from evalsuite.run.trace import TraceRequest
+    from evalsuite.run.options import TraceOptions, asked
 
-    make_trace(
-        Screen(as_json),
-        TraceRequest(
-            model=model,
-            engine=engine.value,
-            corpus=corpus or default_corpus(model, None),
-            tokenizer=tokenizer,
-            dtype=dtype.value,
-            device=_device(gpus, engine),
-            load_format=load_format.value,
-            input_len=input_len,
-            output_len=output_len,
-            requests=requests,
-            concurrency=concurrency,
-            seed=seed,
-            trust_remote_code=trust_remote_code,
-        ),
-        out,
-        replace=fresh,
-    )
+    options = asked(
+        TraceOptions,
+        {
+            "engine": engine.value, "corpus": corpus, "tokenizer": tokenizer, "input_len": input_len,
+            "output_len": output_len, "requests": requests, "concurrency": concurrency, "seed": seed,
+            "dtype": dtype.value, "gpus": one_gpu(gpus),
+            "load_format": load_format.value, "trust_remote_code": trust_remote_code,
+        },
+    )  # fmt: skip
+    make_trace(Screen(as_json), options.request(model), out, replace=fresh)
 
 
 @cache_app.command()
 def simulate(
     trace_path: Annotated[Path, typer.Argument(metavar="TRACE", help="trace.parquet, or its folder.")],
-    sizes: Annotated[str, typer.Option(help="Experts of each layer on the device, or all.")] = "8,64,128",
+    cache_sizes: Annotated[
+        str, typer.Option("--sizes", help="Experts of each layer on the device, or all.")
+    ] = "8,64,128",
     policies: Annotated[
         str, typer.Option(help="lru, lfu, fifo, slru, lfru, and belady, which is the bound.")
     ] = "lru,lfu,lfru,belady",
@@ -102,65 +93,14 @@ def simulate(
 ) -> None:
     """Hit rates and bytes moved at every size under every policy, and what they mean for a GPU."""
     from evalsuite.cli.cache_run import run_simulation
-    from evalsuite.run.cache_prediction import PredictionRequest
+    from evalsuite.run.options import SimulationOptions, asked
 
-    for flag, value in (("--compute-ms", compute_ms), ("--transfer-gb-per-s", transfer_gb_per_s)):
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{flag} {value:g} is no measurement.", todo="give a positive number.")
-    wanted = None
-    if gpu is not None:
-        wanted = PredictionRequest(
-            gpus=tuple(_names("--gpu", gpu)),
-            model=geometry,
-            context=context,
-            compute_s=None if compute_ms is None else compute_ms / 1e3,
-            transfer_bytes_per_s=None if transfer_gb_per_s is None else transfer_gb_per_s * 1e9,
-        )
-    elif (geometry, compute_ms, transfer_gb_per_s) != (None, None, None):
-        raise UsageError(
-            "--geometry, --compute-ms and --transfer-gb-per-s belong to a prediction.",
-            todo="say for which GPU with --gpu.",
-        )
-    run_simulation(
-        Screen(as_json),
-        trace_path,
-        sizes=_sizes(sizes),
-        policies=_names("--policies", policies),
-        model=model,
-        prediction=wanted,
-        results=results,
-    )
-
-
-def _names(flag: str, text: str) -> list[str]:
-    names = list(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
-    if not names:
-        raise UsageError(f"{flag} names nothing.", todo="leave it out, or see --help.")
-    return names
-
-
-def _sizes(text: str) -> list[int | None]:
-    """Cache sizes; None is all experts."""
-    sizes: list[int | None] = []
-    for part in _names("--sizes", text):
-        if part == "all":
-            sizes.append(None)
-        elif part.removeprefix("-").isascii() and part.removeprefix("-").isdigit():
-            sizes.append(int(part))
-        else:
-            raise UsageError(f"--sizes {part} is neither a number nor all.", todo="try 8,64,128,all.")
-    for size in sizes:
-        if size is not None and size < 1:
-            raise UsageError(
-                f"An expert cache of {size} experts holds none.", todo="give sizes of at least 1, or all."
-            )
-    return sizes
-
-
-def _device(gpus: str | None, engine: TraceEngine) -> str:
-    if gpus is not None and engine is TraceEngine.vllm:
-        raise UsageError(
-            "vLLM's trace runs on the first GPU it sees.",
-            todo="choose it with CUDA_VISIBLE_DEVICES, and leave --gpus out.",
-        )
-    return one_device(gpus, "a trace runs on one device.")
+    options = asked(
+        SimulationOptions,
+        {
+            "sizes": sizes("--sizes", cache_sizes), "policies": words("--policies", policies),
+            "gpu": () if gpu is None else words("--gpu", gpu), "geometry": geometry, "context": context,
+            "compute_ms": compute_ms, "transfer_gb_per_s": transfer_gb_per_s,
+        },
+    )  # fmt: skip
+    run_simulation(Screen(as_json), trace_path, options, model=model, results=results)

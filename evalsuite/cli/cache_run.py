@@ -18,6 +18,7 @@ from evalsuite.report.cache import gpu_table, hit_rate_table, layer_table, trace
 from evalsuite.report.cache_plots import SpeedCurve, expert_use, hit_rates, predicted_speeds
 from evalsuite.report.tables import Table
 from evalsuite.run.cache_prediction import PredictionRequest, Target, find_target, predictions
+from evalsuite.run.options import SimulationOptions
 from evalsuite.run.trace import TRACE_FILE, TraceRequest, run_trace
 from evalsuite.store.derived import AGAIN, write_derived
 from evalsuite.store.folder import storage_errors
@@ -41,14 +42,17 @@ def make_trace(screen: Screen, request: TraceRequest, out: Path, *, replace: boo
 def run_simulation(
     screen: Screen,
     path: Path,
+    options: SimulationOptions,
     *,
-    sizes: Sequence[int | None],
-    policies: Sequence[str],
     model: str | None,
-    prediction: PredictionRequest | None,
     results: Path | None,
 ) -> None:
-    """Simulate, predict where asked, and write everything beside the trace or into `results`."""
+    """Simulate, predict where asked, and write everything beside the trace or into `results`.
+
+    Args:
+        model: refuse the trace unless it is of this one.
+    """
+    sizes, policies, prediction = options.slots, options.policies, options.prediction()
     check_policies(policies)
     if prediction is not None:
         prediction.sheets()  # refuses before the trace is read

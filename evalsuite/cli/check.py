@@ -36,12 +36,19 @@ def check(
             "No claims file was named.",
             todo=f"give one, such as {EXAMPLE}, or draft one with --init CARD.md.",
         )
+    fatal = _verdicts(fail_on)
+    if fatal & set(check_claims(screen, claims, results)):
+        raise typer.Exit(1)
+
+
+def check_claims(screen: Screen, claims: Path, results: Path) -> list[str]:
+    """Judge a claims file by the records of a folder, and show it; the verdict of each claim."""
     from evalsuite.report.claim_tables import claim_tables, document, summary
     from evalsuite.report.claim_verdicts import judge
     from evalsuite.report.claims import load_claims
     from evalsuite.store.runs import load_records
 
-    fatal, file = _verdicts(fail_on), load_claims(claims)
+    file = load_claims(claims)
     records, skipped = load_records(results)
     judged = judge(file, records)
     for table in claim_tables(file, judged):
@@ -54,8 +61,7 @@ def check(
             f"No records in {results}: nothing was measured, so nothing is compared with a measurement."
         )
     screen.document(document(file, judged, skipped))
-    if any(item.verdict in fatal for item in judged):
-        raise typer.Exit(1)
+    return [item.verdict for item in judged]
 
 
 def _verdicts(text: str) -> set[str]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from evalsuite.core.errors import UsageError
 
-DEMO = "demo"
 ALL = "all"
 
 
@@ -47,11 +46,6 @@ class Routing(StrEnum):
     uniform_random = "uniform_random"
 
 
-def default_corpus(model: str | None, *others: str | None) -> str:
-    """The built-in text where the built-in model takes part, which no model stands for, else WikiText-2."""
-    return "builtin" if DEMO in (model or DEMO, *others) else "wikitext-2"
-
-
 def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
     """Different whole numbers, separated by commas.
 
@@ -70,8 +64,8 @@ def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:
     return found
 
 
-def sizes(flag: str, text: str) -> tuple[int | None, ...]:
-    """Different cache sizes, separated by commas, with None for ``all``, which comes last."""
+def sizes(flag: str, text: str) -> tuple[int | str, ...]:
+    """Different cache sizes, separated by commas, with ``all``, which comes last, for every expert."""
     parts = [part.strip() for part in text.split(",")]
     given = [part for part in parts if part != ALL]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in given):
@@ -81,24 +75,26 @@ def sizes(flag: str, text: str) -> tuple[int | None, ...]:
     found = numbers(flag, ",".join(given), 1) if given else ()
     if parts.count(ALL) > 1:
         raise UsageError(f"{flag} {text} names a value twice.", todo="leave one of them out.")
-    return (*found, None) if len(given) < len(parts) else found
+    return (*found, ALL) if len(given) < len(parts) else found
 
 
-def one_device(gpus: str | None, cause: str) -> str:
-    """The device that ``--gpus`` names, for what runs on a single one; ``auto`` without it.
-
-    Args:
-        cause: why it takes one.
-    """
-    if gpus is None:
-        return "auto"
-    if not (gpus.isascii() and gpus.isdigit()):
+def one_gpu(text: str | None) -> tuple[int, ...]:
+    """The index that ``--gpus`` names, for what runs on a single GPU; none without it."""
+    if text is None:
+        return ()
+    if not (text.isascii() and text.isdigit()):
         raise UsageError(
-            f"--gpus {gpus} is not the index of one GPU.",
-            cause=cause,
-            todo="give one index, such as --gpus 0.",
+            f"--gpus {text} is not the index of one GPU.", todo="give one index, such as --gpus 0."
         )
-    return f"cuda:{gpus}"
+    return (int(text),)
+
+
+def words(flag: str, text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once."""
+    found = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    if not found:
+        raise UsageError(f"{flag} names nothing.", todo="leave it out, or see --help.")
+    return found
 
 
 def json_object(flag: str, text: str | None) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def _lengths(model: str | None, tokenizer: str | None, corpus: str | None) -> li
             TextLength(count, f"WikiText-2 test, {name} tokenizer")
             for name, count in WIKITEXT2_TOKENS.items()
         ]
-    from evalsuite.cli.choices import default_corpus
     from evalsuite.engines.tokenizer import load_tokenizer
+    from evalsuite.run.options import default_corpus
 
     name = model or DEMO
     on_hub = name not in (DEMO, SMOLLM2) and not Path(name).expanduser().exists()

@@ -6,18 +6,8 @@ from typing import Annotated
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.choices import (
-    DEMO,
-    CachePolicy,
-    CacheStore,
-    Dtype,
-    Engine,
-    LoadFormat,
-    default_corpus,
-    numbers,
-)
+from evalsuite.cli.choices import CachePolicy, CacheStore, Dtype, Engine, LoadFormat, numbers
 from evalsuite.cli.show import Screen
-from evalsuite.core.errors import UsageError
 
 
 @app.command()
@@ -74,40 +64,21 @@ def footprint(
     With no MODEL, the built-in model is watched: no GPU, no network.
     """
     from evalsuite.cli.footprint_run import watch_model
-    from evalsuite.core.spec import FootprintSpec, Serving, Workload
+    from evalsuite.data.models import DEMO
+    from evalsuite.run.options import FootprintOptions, asked
 
-    chosen = () if gpus is None else numbers("--gpus", gpus, 0)
-    if chosen and len(chosen) != tensor_parallel_size:
-        raise UsageError(
-            f"--gpus names {len(chosen)} GPUs and --tensor-parallel-size is {tensor_parallel_size}.",
-            todo="name as many GPUs as share the model.",
-        )
-    spec = FootprintSpec(
-        model=model or DEMO,
-        serving=Serving(
-            engine=engine.value,
-            dtype=dtype.value,
-            gpus=chosen,
-            tensor_parallel_size=tensor_parallel_size,
-            load_format=load_format.value,
-            enforce_eager=enforce_eager,
-            moe_expert_cache_size=moe_expert_cache_size,
-            moe_expert_cache_policy=moe_expert_cache_policy.value,
-            moe_expert_store=moe_expert_store.value,
-            max_model_len=max_model_len,
-            gpu_memory_utilization=gpu_memory_utilization,
-            trust_remote_code=trust_remote_code,
-        ),
-        workload=Workload(
-            corpus=corpus or default_corpus(DEMO if load_format == "dummy" else model),
-            tokenizer=tokenizer,
-            input_len=input_len,
-            output_len=output_len,
-            concurrency=concurrency,
-            repeats=1,
-            warmups=0,
-            timeout_s=timeout,
-        ),
-        idle_s=idle,
-    )
-    watch_model(Screen(as_json), spec, results)
+    options = asked(
+        FootprintOptions,
+        {
+            "engine": engine.value, "input_len": input_len, "output_len": output_len,
+            "concurrency": concurrency, "idle": idle, "moe_expert_cache_size": moe_expert_cache_size,
+            "moe_expert_cache_policy": moe_expert_cache_policy.value,
+            "moe_expert_store": moe_expert_store.value, "dtype": dtype.value,
+            "load_format": load_format.value, "enforce_eager": enforce_eager,
+            "gpus": () if gpus is None else numbers("--gpus", gpus, 0),
+            "tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len,
+            "gpu_memory_utilization": gpu_memory_utilization, "corpus": corpus, "tokenizer": tokenizer,
+            "timeout": timeout, "trust_remote_code": trust_remote_code,
+        },
+    )  # fmt: skip
+    watch_model(Screen(as_json), options.spec(model or DEMO), results)

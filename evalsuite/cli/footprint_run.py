@@ -11,17 +11,22 @@ from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
 from evalsuite.report.footprint import absences, memory_table, phase_table, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
-from evalsuite.run.footprint import run_footprint
+from evalsuite.run.footprint import Footprint, run_footprint
+from evalsuite.run.resume import finished_cell
 from evalsuite.run.subject import check_cache_sizes, prepare
 from evalsuite.store.runs import RunStore
+from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.phases import PhaseFootprint, by_phase
 from evalsuite.telemetry.samples import load_samples
 
 HOW_TO_RUN_ANOTHER = "This is the built-in model. For a model of your own: hlwq-eval footprint MODEL"
 
 
-def watch_model(screen: Screen, spec: FootprintSpec, results: Path) -> None:
+def watch_model(screen: Screen, spec: FootprintSpec, results: Path, *, again: bool = True) -> None:
     """Run and show.
+
+    Args:
+        again: also where a finished run of this spec is there, on such a machine; else that one is shown.
 
     Raises:
         EvalError: the engine's own, after what it took until then has been shown.
@@ -30,7 +35,13 @@ def watch_model(screen: Screen, spec: FootprintSpec, results: Path) -> None:
     subject = prepare(spec.model, spec.serving, spec.workload, load_corpus(spec.workload.corpus))
     for note in check_cache_sizes(subject.checkpoint, [spec.serving.moe_expert_cache_size]):
         screen.warn(note)
-    finished = run_footprint(spec, subject, RunStore(results), lambda name: screen.note(f"{name} …"))
+    store = RunStore(results)
+    found = None if again else finished_cell(store, spec, subject, read_machine())
+    if found is not None:
+        screen.note(f"{subject.checkpoint.name} was watched before")
+        finished = Footprint(found.path, found.record, None)
+    else:
+        finished = run_footprint(spec, subject, store, lambda name: screen.note(f"{name} …"))
     record = finished.record
     for warning in record.warnings:
         screen.warn(warning)

@@ -1,5 +1,6 @@
 """What `ppl` does once its flags are a spec: the run, its tables, its picture and the comparison."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from evalsuite.core.errors import NotComparable, UsageError
 from evalsuite.core.record import CompareResult, PerplexityResult, Record
 from evalsuite.core.spans import running_perplexity
 from evalsuite.core.spec import PerplexitySpec
+from evalsuite.data.models import find_checkpoint
 from evalsuite.report.perplexity import compare_table, prefix_table, segment_table, summary_table
 from evalsuite.report.plots import convergence
 from evalsuite.run.perplexity import Finished, run_compare, run_perplexity
+from evalsuite.run.resume import finished_comparison, finished_scores, has_states
 from evalsuite.store.runs import ResumeMode, RunStore, load_record, load_windows
 
 HOW_TO_RUN_THE_CARD = (
@@ -27,6 +30,7 @@ def measure(
     baseline: str | None,
     inherit: list[str],
     mode: ResumeMode,
+    again: bool = True,
 ) -> None:
     """Run, show and, with a baseline, compare.
 
@@ -34,9 +38,11 @@ def measure(
         baseline: a model, which is scored first under the same protocol, or a finished run, whose text and
             protocol are taken over.
         inherit: fields of the spec that the user left open.
+        again: also where finished runs of these specs are there; else those are shown.
     """
     store = RunStore(results)
     base: Finished | None = None
+    there = Found() if again else _find(store, spec, baseline)
     if baseline is not None:
         if store.is_run(baseline):
             path = store.find(baseline)
@@ -44,12 +50,16 @@ def measure(
             spec = _take_over(spec, base.record, inherit)
             _refuse_unlike(spec, base.record)
         else:
-            base = _run(screen, store, spec.model_copy(update={"model": baseline}), mode, "baseline")
-    candidate = _run(screen, store, spec, mode, "candidate" if base else "")
-    compared: Finished | None = None
-    if base is not None:
+            role = "baseline"
+            base = _run(
+                screen, store, spec.model_copy(update={"model": baseline}), mode, role, there.baseline
+            )
+    candidate = _run(screen, store, spec, mode, "candidate" if base else "", there.candidate)
+    compared = there.compared
+    if base is not None and compared is None:
         with screen.progress() as progress:
             compared = run_compare(base.path, candidate.path, store, progress, spec.device)
+    if compared is not None:
         assert isinstance(compared.record.results, CompareResult)
         screen.table(compare_table(compared.record.results))
     _picture(screen, candidate, base)
@@ -58,11 +68,48 @@ def measure(
     screen.document(_document(candidate, compared))
 
 
-def _run(screen: Screen, store: RunStore, spec: PerplexitySpec, mode: ResumeMode, role: str) -> Finished:
+@dataclass(frozen=True)
+class Found:
+    """Finished runs that need not be made again."""
+
+    baseline: Finished | None = None
+    candidate: Finished | None = None
+    compared: Finished | None = None
+
+
+def _find(store: RunStore, spec: PerplexitySpec, baseline: str | None) -> Found:
+    """A pair that was compared, or else runs that kept what a comparison needs."""
+    mine = _finished(store, spec)
+    if baseline is None:
+        return Found(candidate=next(iter(mine), None))
+    theirs = _finished(store, spec.model_copy(update={"model": baseline}))
+    for base in theirs:
+        for candidate in mine:
+            if compared := finished_comparison(store, base, candidate):
+                return Found(base, candidate, compared)
+    return Found(next(filter(has_states, theirs), None), next(filter(has_states, mine), None))
+
+
+def _finished(store: RunStore, spec: PerplexitySpec) -> list[Finished]:
+    return list(finished_scores(store, spec, find_checkpoint(spec.model)))
+
+
+def _run(
+    screen: Screen,
+    store: RunStore,
+    spec: PerplexitySpec,
+    mode: ResumeMode,
+    role: str,
+    found: Finished | None,
+) -> Finished:
     if role:
         screen.note(f"{role}: {spec.model}")
-    with screen.progress() as progress:
-        finished = run_perplexity(spec, store, progress, mode)
+    if found is None:
+        with screen.progress() as progress:
+            finished = run_perplexity(spec, store, progress, mode)
+    else:
+        screen.note("scored before")
+        finished = found
     result = finished.record.results
     assert isinstance(result, PerplexityResult)
     for warning in finished.record.warnings:

@@ -6,22 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.choices import (
-    DEMO,
-    CachePolicy,
-    CacheStore,
-    Dtype,
-    Engine,
-    default_corpus,
-    json_object,
-    one_device,
-)
+from evalsuite.cli.choices import CachePolicy, CacheStore, Dtype, Engine, json_object, one_gpu
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 from evalsuite.core.protocol import PROTOCOLS, protocol
-from evalsuite.core.spec import PerplexitySpec
-
-CARD_WINDOWS = 1155
 
 
 @app.command()
@@ -105,44 +93,33 @@ def ppl(
         explain_protocols(screen, model, tokenizer, corpus, chosen, windows, tokens)
         return
     from evalsuite.cli.perplexity_run import measure
+    from evalsuite.data.models import DEMO
+    from evalsuite.run.options import PerplexityOptions, asked
 
-    spec = PerplexitySpec(
-        model=model or DEMO,
-        engine=engine.value,
-        corpus=corpus or default_corpus(model, baseline),
-        protocol=protocol(protocol_name).override(context, stride),
-        limit=limit,
-        tokenizer=tokenizer,
-        dtype=dtype.value,
-        device=one_device(gpus, "perplexity runs on one device, or on several by --tensor-parallel-size."),
-        batch_size=_batch_size(batch_size),
-        trust_remote_code=trust_remote_code,
-        keep_hidden=keep_hidden or baseline is not None,
-        tensor_parallel_size=tensor_parallel_size,
-        additional_config=json_object("--additional-config", additional_config),
-        moe_expert_cache_size=moe_expert_cache_size,
-        moe_expert_cache_policy=moe_expert_cache_policy.value,
-        moe_expert_store=moe_expert_store.value,
-    )
+    options = asked(
+        PerplexityOptions,
+        {
+            "engine": engine.value, "protocol": protocol_name, "context": context, "stride": stride,
+            "limit": limit, "corpus": corpus, "tokenizer": tokenizer, "dtype": dtype.value,
+            "batch_size": _batch_size(batch_size), "gpus": one_gpu(gpus),
+            "tensor_parallel_size": tensor_parallel_size,
+            "additional_config": json_object("--additional-config", additional_config),
+            "moe_expert_cache_size": moe_expert_cache_size,
+            "moe_expert_cache_policy": moe_expert_cache_policy.value,
+            "moe_expert_store": moe_expert_store.value, "keep_hidden": keep_hidden,
+            "trust_remote_code": trust_remote_code,
+        },
+    )  # fmt: skip
     given = {"corpus": corpus, "limit": limit, "tokenizer": tokenizer}
-    chosen_protocol = (protocol_name, context, stride) != ("card-1155", None, None)
-    spec = with_default_limit(spec, chosen_protocol)
     measure(
         screen,
-        spec,
+        options.spec(model or DEMO, *([] if baseline is None else [baseline])),
         results,
         baseline=baseline,
         inherit=[key for key, value in given.items() if value is None]
-        + ([] if chosen_protocol else ["protocol"]),
+        + ([] if options.chose_protocol else ["protocol"]),
         mode="auto" if resume is None else "resume" if resume else "fresh",
     )
-
-
-def with_default_limit(spec: PerplexitySpec, chosen_protocol: bool) -> PerplexitySpec:
-    """The built-in text is longer than the card's: by default as many windows as the card has."""
-    if spec.corpus == "builtin" and spec.limit is None and not chosen_protocol:
-        return spec.model_copy(update={"limit": CARD_WINDOWS})
-    return spec
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:

@@ -11,6 +11,7 @@ from evalsuite.cli.app import app
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 from evalsuite.core.record import QuantizeResult, Record
+from evalsuite.core.spec import QuantizeSpec
 
 
 class Method(StrEnum):
@@ -68,10 +69,7 @@ def quantize(
 
     An interrupted quantization goes on after its last finished shard when the command is repeated.
     """
-    from evalsuite.core.spec import QuantizeSpec
     from evalsuite.quant.recipe import Recipe
-    from evalsuite.run.quantize import run_quantize
-    from evalsuite.store.runs import RunStore
 
     recipe = Recipe(
         method=method.value, format=format_.value, hlwq_bits=hlwq_bits, codebook=codebook.value,
@@ -79,11 +77,19 @@ def quantize(
     )  # fmt: skip
     spec = QuantizeSpec(source=source, recipe=recipe.as_dict(), device=_device(device, gpus))
     screen = Screen(as_json)
+    quantize_model(screen, spec, destination, results)
+    screen.note(f"next: hlwq-eval ppl {destination} --baseline {source}")
+
+
+def quantize_model(screen: Screen, spec: QuantizeSpec, destination: Path, results: Path) -> None:
+    """Run and show."""
+    from evalsuite.run.quantize import run_quantize
+    from evalsuite.store.runs import RunStore
+
     with screen.quantizing() as progress:
         path, record = run_quantize(spec, destination, RunStore(results), progress)
     _show(screen, path, record)
     screen.note(f"record: {path}")
-    screen.note(f"next: hlwq-eval ppl {destination} --baseline {source}")
     screen.document({"path": str(path), **record.model_dump(mode="json")})
 
 

@@ -1,5 +1,6 @@
 """`hlwq-eval report`: records into tables, pictures and files; or the difference of two folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,16 +69,32 @@ def report(
             "--fail-on looks at changes, and there is one folder to look at.",
             todo="give two folders and --diff: hlwq-eval report OLD NEW --diff --fail-on 'ppl>+1%'.",
         )
+    make_report(screen, folders, _formats(formats), models=model or (), out=out)
+
+
+def make_report(
+    screen: Screen,
+    folders: list[Path],
+    formats: tuple[str, ...],
+    *,
+    models: Sequence[str] = (),
+    out: Path | None = None,
+) -> None:
+    """Write the report of these folders, and show its first tables.
+
+    Args:
+        models: only runs of these; all where none is named.
+        out: the first folder's ``report`` where it is None.
+    """
     from evalsuite.report.sections import build_report
     from evalsuite.report.writers import figures_folder, to_document, write_report
 
-    chosen = _formats(formats)
     place = out or folders[0] / "report"
     if place.exists() and not place.is_dir():
         raise UsageError(f"{place} is a file.", todo="name a folder with --out.")
     screen.note("reading records and drawing pictures …")
-    made = build_report(folders, models=model or (), figures=figures_folder(place, chosen))
-    written = write_report(made, place, chosen)
+    made = build_report(folders, models=models, figures=figures_folder(place, formats))
+    written = write_report(made, place, formats)
     _show(screen, made, place, written)
     screen.document({**to_document(made), "written": [str(path) for path in written]})
 

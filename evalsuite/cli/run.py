@@ -1,40 +1,71 @@
-"""`hlwq-eval run`: an experiment file, from its checkpoints to its one table."""
+"""`hlwq-eval run`: an experiment file, from its models to its tables."""
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evalsuite.cli.app import app
 from evalsuite.cli.show import Screen
+from evalsuite.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from evalsuite.experiment.ablation import Run
 
 
 @app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help="An experiment file, such as those in experiments/.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it would do; load no model.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what it would do and take; load no model.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score only the first so many windows, whatever the file says.")
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Steps of an evaluation to do, by name or command: ppl,speed.")
+    ] = None,
     work: Annotated[
-        Path, typer.Option(help="Folder for the quantized checkpoints, which are removed once scored.")
+        Path, typer.Option(help="Folder for quantized checkpoints and traces; an ablation removes its own.")
     ] = Path("build/experiments"),
     results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Quantize a model in several ways, score each against the unquantized one, and show one table.
+    """Run an experiment file: an ablation of several quantizations, or the steps of an evaluation.
 
-    Whatever is finished is found again: the same command does only what is missing.
+    Whatever is finished is found again: the same command does only what is missing. A step that fails is
+    shown, and the others go on.
     """
-    from evalsuite.experiment import Run, load_experiment
-    from evalsuite.report.experiment import experiment_table, plan_table
+    from evalsuite.experiment.ablation import Run
+    from evalsuite.experiment.evaluation import Evaluation
+    from evalsuite.experiment.load import load_experiment
     from evalsuite.store.runs import RunStore
 
     screen, chosen = Screen(as_json), load_experiment(experiment)
+    if isinstance(chosen, Evaluation):
+        from evalsuite.cli.choices import words
+        from evalsuite.cli.evaluation_run import Job
+
+        evaluation = chosen if limit is None else chosen.limited(limit)
+        steps = evaluation.chosen(() if only is None else words("--only", only))
+        job = Job(evaluation, steps, experiment.stem, results, work, screen)
+        if dry_run:
+            job.show_plan()
+        else:
+            job.run()
+        return
+    if only is not None:
+        raise UsageError(f"{experiment.name} has arms and no steps.", todo="leave --only out.")
     if limit is not None:
         chosen = chosen.model_copy(update={"limit": limit})
-    job = Run(chosen, RunStore(results), work)
+    _ablation(screen, Run(chosen, RunStore(results), work), experiment.stem, dry_run)
+
+
+def _ablation(screen: Screen, job: "Run", stem: str, dry_run: bool) -> None:
+    from evalsuite.report.experiment import experiment_table, plan_table
+
+    chosen, results = job.experiment, job.store.root
     if dry_run:
         arms, windows = job.plan()
         screen.table(plan_table(chosen.question, arms, windows, chosen.windows.describe()))
@@ -44,7 +75,7 @@ def run(
         rows, baseline = job.run(_Steps(screen, stack))
     table = experiment_table(chosen.question, rows, baseline.record)
     screen.table(table)
-    written = results / f"{experiment.stem}.md"
+    written = results / f"{stem}.md"
     written.write_text(f"# {table.title}\n\n{table.to_markdown()}\n", encoding="utf-8")
     screen.note(f"table: {written}")
     screen.document([row.as_dict() for row in rows])

@@ -4,27 +4,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from evalsuite.cli.app import app
 from evalsuite.cli.choices import (
     ALL,
-    DEMO,
     CachePolicy,
     CacheStore,
     Dtype,
     Engine,
     LoadFormat,
     Routing,
-    default_corpus,
     json_object,
     numbers,
     sizes,
 )
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
-from evalsuite.core.spec import Serving, Workload
-from evalsuite.core.sweep import Axes, Mode
+from evalsuite.core.sweep import Mode
 
 
 @app.command()
@@ -116,63 +112,43 @@ def speed(
     record of its own; the same command goes on where it broke off.
     """
     from evalsuite.cli.speed_run import measure
+    from evalsuite.data.models import DEMO
+    from evalsuite.run.options import SpeedOptions, asked
     from evalsuite.telemetry.gpu import count_visible
     from evalsuite.telemetry.machine import read_gpus
 
-    available = count_visible(len(read_gpus()[0]))
-    parallel = numbers("--tensor-parallel-size", tensor_parallel_size, 1)
-    on_gpu = bool(available) and server_url is None
-    axes = Axes(
-        models=(model or DEMO, *(baseline or ())),
-        cache_sizes=sizes("--cache-sizes", cache_sizes),
-        modes=_modes(modes, on_gpu, server_url),
-        gpus=_gpus(gpus, on_gpu, available, max(parallel)),
-        tensor_parallel_sizes=parallel,
-        concurrencies=numbers("--concurrency", concurrency, 1),
-    )
-    try:
-        serving = Serving(
-            engine=engine.value, dtype=dtype.value, load_format=load_format.value,
-            moe_expert_cache_policy=moe_expert_cache_policy.value, moe_expert_store=moe_expert_store.value,
-            moe_routing=moe_routing.value, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            gpu_memory_utilization=gpu_memory_utilization,
-            additional_config=json_object("--additional-config", additional_config), server_url=server_url,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        workload = Workload(
-            corpus=corpus or default_corpus(DEMO if load_format == "dummy" else model, *(baseline or ())),
-            tokenizer=tokenizer, input_len=input_len or (512 if available else 64),
-            output_len=output_len or (128 if available else 32), repeats=repeats, warmups=warmup, seed=seed,
-            timeout_s=timeout,
-        )  # fmt: skip
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    options = asked(
+        SpeedOptions,
+        {
+            "cache_sizes": sizes("--cache-sizes", cache_sizes), "modes": _modes(modes),
+            "gpus": None if gpus is None else numbers("--gpus", gpus, 0),
+            "tensor_parallel_size": numbers("--tensor-parallel-size", tensor_parallel_size, 1),
+            "concurrency": numbers("--concurrency", concurrency, 1), "input_len": input_len,
+            "output_len": output_len, "repeats": repeats, "warmup": warmup, "timeout": timeout,
+            "engine": engine.value, "dtype": dtype.value, "load_format": load_format.value,
+            "moe_expert_cache_policy": moe_expert_cache_policy.value,
+            "moe_expert_store": moe_expert_store.value, "moe_routing": moe_routing.value,
+            "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "additional_config": json_object("--additional-config", additional_config),
+            "server_url": server_url, "corpus": corpus, "tokenizer": tokenizer, "seed": seed,
+            "trust_remote_code": trust_remote_code,
+        },
+    )  # fmt: skip
+    gpu_count = count_visible(len(read_gpus()[0]))
     measure(
-        Screen(as_json), axes, serving, workload, results, dry_run=dry_run,
-        mode="auto" if resume is None else "resume" if resume else "fresh",
-        no_model=model is None, any_mode=modes is None,
+        Screen(as_json), options.sweep((model or DEMO, *(baseline or ())), gpu_count), results,
+        dry_run=dry_run, mode="auto" if resume is None else "resume" if resume else "fresh",
+        no_model=model is None,
     )  # fmt: skip
 
 
-def _modes(text: str | None, on_gpu: bool, server_url: str | None) -> tuple[Mode, ...]:
-    if server_url is not None:
-        if text is not None:
-            raise UsageError(
-                "--modes cannot be chosen for a server that runs already.", todo="leave --modes out."
-            )
-        return ("graphs",)
+def _modes(text: str | None) -> tuple[Mode, ...] | None:
     if text is None:
-        return ("eager", "graphs") if on_gpu else ("eager",)
+        return None
     known: dict[str, Mode] = {"eager": "eager", "graphs": "graphs"}
     parts = [part.strip() for part in text.split(",")]
     if unknown := [part for part in parts if part not in known]:
         raise UsageError(f"There is no mode {unknown[0]!r}.", todo="choose eager, graphs, or eager,graphs.")
     return tuple(dict.fromkeys(known[part] for part in parts))
-
-
-def _gpus(text: str | None, on_gpu: bool, count: int, parallel: int) -> tuple[int, ...]:
-    if text is not None:
-        return numbers("--gpus", text, 0)
-    return tuple(range(min(count, parallel))) if on_gpu else ()

@@ -11,9 +11,8 @@ from evalsuite.core.record import Machine
 from evalsuite.core.spec import Serving, SpeedSpec, Workload
 from evalsuite.core.sweep import Axes, cells, label, reference_cells
 from evalsuite.data.corpora import load_corpus
-from evalsuite.data.models import find_checkpoint
+from evalsuite.data.models import Checkpoint, find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
-from evalsuite.engines.predict import has_graphs
 from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
     Row,
@@ -28,7 +27,8 @@ from evalsuite.report.speed import (
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 from evalsuite.report.speed_rows import rows_of_other_devices, speed_rows
 from evalsuite.report.tables import Table
-from evalsuite.run.forecast import fits, forecast, refuse_impossible
+from evalsuite.run.forecast import available_modes, fits, forecast, refuse_impossible
+from evalsuite.run.options import Sweep
 from evalsuite.run.perplexity import Finished
 from evalsuite.run.speed import Plan, run_sweep
 from evalsuite.run.subject import Subject, check_cache_sizes, prepare
@@ -42,26 +42,15 @@ ON_THE_BUILT_IN_MODEL = (
 
 
 def measure(
-    screen: Screen,
-    axes: Axes,
-    serving: Serving,
-    workload: Workload,
-    results: Path,
-    *,
-    dry_run: bool,
-    mode: ResumeMode,
-    no_model: bool,
-    any_mode: bool,
+    screen: Screen, sweep: Sweep, results: Path, *, dry_run: bool, mode: ResumeMode, no_model: bool
 ) -> None:
     """Check, then forecast or run, and show.
-
-    Args:
-        any_mode: the modes among the axes were not asked for, and give way to what the engine has.
 
     Raises:
         UsageError: before anything loads.
         MeasurementError: some cells came to nothing; all records and tables are there.
     """
+    axes, serving, workload = sweep.axes, sweep.serving, sweep.workload
     if no_model:
         screen.note(ON_THE_BUILT_IN_MODEL)
     for model in axes.models:  # before a text is downloaded for it
@@ -74,8 +63,7 @@ def measure(
     subjects = {model: prepare(model, serving, workload, corpus) for model in axes.models}
     for note in check_cache_sizes(subjects[axes.models[0]].checkpoint, axes.cache_sizes):
         screen.warn(note)
-    if any_mode and not all(has_graphs(s.checkpoint, serving) for s in subjects.values()):
-        axes = axes.model_copy(update={"modes": ("eager",)})
+    axes = available_modes(sweep, _checkpoints(subjects))
     chosen, store = cells(axes, serving, workload), RunStore(results)
     machine = read_machine()
     refuse_impossible(chosen, subjects, machine)
@@ -88,7 +76,7 @@ def measure(
                 bandwidths[gpu] = measure_bandwidth(gpu)
             return bandwidths[gpu]
 
-        found = forecast(chosen, subjects, machine, bandwidth_of)
+        found = forecast(chosen, _checkpoints(subjects), machine, bandwidth_of)
         screen.table(forecast_table([(label(one.cell), one) for one in found]))
         screen.document([one.as_dict() for one in found])
         return
@@ -104,6 +92,10 @@ def measure(
         )
 
 
+def _checkpoints(subjects: dict[str, Subject]) -> dict[str, Checkpoint]:
+    return {model: subject.checkpoint for model, subject in subjects.items()}
+
+
 def _reference(
     screen: Screen,
     axes: Axes,
@@ -116,7 +108,7 @@ def _reference(
     added = reference_cells(axes, serving, workload)
     if not added:
         return []
-    if not all(fits(cell, subjects[cell.model], machine) is not False for cell in added):
+    if not all(fits(cell, subjects[cell.model].checkpoint, machine) is not False for cell in added):
         screen.warn("tokens are compared with no uncached run: without a cache the model does not fit here")
         return []
     screen.note("an uncached run is added, whose tokens those of the cached ones are held against")

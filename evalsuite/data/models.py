@@ -102,7 +102,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
 
 
-def find_checkpoint(model: str, weights: bool = True) -> Checkpoint:
+def find_checkpoint(model: str, weights: bool = True, *, download: bool = True) -> Checkpoint:
     """The checkpoint that `model` names: ``demo``, ``smollm2``, a folder, a GGUF file or a hub id.
 
     A hub id is downloaded (safetensors, configuration and tokenizer only) unless it is in the cache.
@@ -110,6 +110,7 @@ def find_checkpoint(model: str, weights: bool = True) -> Checkpoint:
     Args:
         weights: False asks for the geometry alone: a folder with nothing but config.json is enough, and no
             weights are downloaded.
+        download: False takes of a hub id what is in the cache, and nothing else.
 
     Raises:
         ModelError: there is no such model, it is gated, or it has no weights that can be loaded safely.
@@ -134,9 +135,15 @@ def find_checkpoint(model: str, weights: bool = True) -> Checkpoint:
         return Checkpoint(path.name, path.resolve().parent, gguf=path.name)
     if path.is_dir():
         return _local_folder(path.resolve().name, path.resolve(), weights)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not is_hub_id(model):
         raise _no_model(model)
-    return _from_hub(model, weights)
+    return _from_hub(model, weights, download)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name that is nothing on this machine can be a hub id."""
+    known = model in (DEMO, SMOLLM2) or _local_path(model).exists()
+    return not known and re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None
 
 
 def _no_model(model: str) -> ModelError:
@@ -218,7 +225,12 @@ def _smollm2() -> Checkpoint:
     return Checkpoint(SMOLLM2, files[0].parent, gguf=files[0].name)
 
 
-def _from_hub(model: str, weights: bool) -> Checkpoint:
+def hub_patterns(weights: bool) -> list[str]:
+    """Names of the files that a checkpoint is read from."""
+    return [*CONFIG_FILES, *TOKENIZER_FILES, "*.jinja", *(["*.safetensors"] if weights else [])]
+
+
+def _from_hub(model: str, weights: bool, download: bool) -> Checkpoint:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -227,11 +239,10 @@ def _from_hub(model: str, weights: bool) -> Checkpoint:
         RepositoryNotFoundError,
     )
 
-    patterns = [*CONFIG_FILES, *TOKENIZER_FILES, "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         folder = Path(
             huggingface_hub.snapshot_download(  # pyright: ignore[reportUnknownMemberType]
-                model, allow_patterns=patterns
+                model, allow_patterns=hub_patterns(weights), local_files_only=not download
             )
         )
     except GatedRepoError as error:

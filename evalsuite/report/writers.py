@@ -86,16 +86,26 @@ def to_markdown(report: Report, formats: Sequence[str]) -> str:
         lines += [*(f"- **Note:** {markdown_text(warning)}" for warning in report.warnings), ""]
     lines += [*(f"- [{markdown_text(s.title)}](#{s.anchor})" for s in report.sections), ""]
     for section in report.sections:
-        lines += [f'<a id="{section.anchor}"></a>', f"## {markdown_text(section.title)}", ""]
-        if section.note:
-            lines += [markdown_text(section.note), ""]
-        for table in section.tables:
-            lines += [f"### {markdown_text(table.title)}", "", table.to_markdown(), ""]
-        if suffix is not None:
-            for picture in section.pictures:
-                alt = markdown_text(picture.alt).replace("[", "\\[").replace("]", "\\]")
-                lines += [f"![{alt}]({FIGURES}/{picture.name}.{suffix})", ""]
+        lines += section_markdown(section, FIGURES, suffix)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def section_markdown(section: Section, figures: str, suffix: str | None) -> list[str]:
+    """The lines of a section.
+
+    Args:
+        figures: folder of the pictures, relative to the file.
+        suffix: form of the pictures; None leaves them out.
+    """
+    lines = [f'<a id="{section.anchor}"></a>', f"## {markdown_text(section.title)}", ""]
+    if section.note:
+        lines += [markdown_text(section.note), ""]
+    for table in section.tables:
+        lines += [f"### {markdown_text(table.title)}", "", table.to_markdown(), ""]
+    for picture in section.pictures if suffix is not None else ():
+        alt = markdown_text(picture.alt).replace("[", "\\[").replace("]", "\\]")
+        lines += [f"![{alt}]({figures}/{picture.name}.{suffix})", ""]
+    return lines
 
 
 def to_document(report: Report) -> dict[str, Any]:

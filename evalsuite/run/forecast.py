@@ -1,6 +1,6 @@
 """A sweep before it runs: what is refused at once, and what each cell will take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from evalsuite.core.bandwidth import Bandwidth
@@ -9,8 +9,11 @@ from evalsuite.core.forecast import Forecast
 from evalsuite.core.geometry import Geometry
 from evalsuite.core.record import Machine
 from evalsuite.core.spec import Serving, SpeedSpec
-from evalsuite.engines.predict import predict_geometry, require_graphs
+from evalsuite.core.sweep import Axes
+from evalsuite.data.models import Checkpoint
+from evalsuite.engines.predict import has_graphs, predict_geometry, require_graphs
 from evalsuite.engines.select import choose_engine
+from evalsuite.run.options import Sweep
 from evalsuite.run.subject import Subject
 from evalsuite.telemetry.gpu import count_visible, visible_gpus
 
@@ -20,19 +23,30 @@ DEVICE_UNKNOWN = "a server that runs already does not tell its device"
 def refuse_impossible(chosen: Sequence[SpeedSpec], subjects: dict[str, Subject], machine: Machine) -> None:
     """Raises UsageError for the first cell that no engine on this machine can run as it was asked for."""
     for cell in chosen:
-        serving = cell.serving
-        refuse_missing_gpus(serving, machine)
-        if serving.tensor_parallel_size > max(1, len(serving.gpus)) and serving.server_url is None:
-            raise UsageError(
-                f"--tensor-parallel-size {serving.tensor_parallel_size} needs as many GPUs, and this machine "
-                f"has {len(machine.gpus)}.",
-                todo="give a smaller size.",
-            )
-        subject = subjects[cell.model]
-        subject.prompts(cell.workload)
-        choose_engine(serving, subject.checkpoint)
-        if not serving.enforce_eager and serving.server_url is None:
-            require_graphs(subject.checkpoint, serving, bool(machine.gpus))
+        refuse_cell(cell, subjects[cell.model].checkpoint, machine)
+        subjects[cell.model].prompts(cell.workload)
+
+
+def refuse_cell(cell: SpeedSpec, checkpoint: Checkpoint, machine: Machine) -> None:
+    """Raises UsageError where no engine on this machine can run the cell, whatever its prompts are."""
+    serving = cell.serving
+    refuse_missing_gpus(serving, machine)
+    if serving.tensor_parallel_size > max(1, len(serving.gpus)) and serving.server_url is None:
+        raise UsageError(
+            f"--tensor-parallel-size {serving.tensor_parallel_size} needs as many GPUs, and this machine "
+            f"has {len(machine.gpus)}.",
+            todo="give a smaller size.",
+        )
+    choose_engine(serving, checkpoint)
+    if not serving.enforce_eager and serving.server_url is None:
+        require_graphs(checkpoint, serving, bool(machine.gpus))
+
+
+def available_modes(sweep: Sweep, checkpoints: Mapping[str, Checkpoint]) -> Axes:
+    """The axes, with eager mode alone where no mode was asked for and an engine has no CUDA graphs."""
+    if sweep.any_mode and not all(has_graphs(one, sweep.serving) for one in checkpoints.values()):
+        return sweep.axes.model_copy(update={"modes": ("eager",)})
+    return sweep.axes
 
 
 def refuse_missing_gpus(serving: Serving, machine: Machine) -> None:
@@ -47,27 +61,27 @@ def refuse_missing_gpus(serving: Serving, machine: Machine) -> None:
 
 def forecast(
     chosen: Sequence[SpeedSpec],
-    subjects: dict[str, Subject],
+    checkpoints: Mapping[str, Checkpoint],
     machine: Machine,
     bandwidth_of: Callable[[int | None], Bandwidth],
 ) -> list[Forecast]:
-    """Predict every cell."""
-    return [_predict(cell, subjects[cell.model], machine, bandwidth_of) for cell in chosen]
+    """Predict every cell from its model's configuration."""
+    return [_predict(cell, checkpoints[cell.model], machine, bandwidth_of) for cell in chosen]
 
 
 def _predict(
     cell: SpeedSpec,
-    subject: Subject,
+    checkpoint: Checkpoint,
     machine: Machine,
     bandwidth_of: Callable[[int | None], Bandwidth] | None,
 ) -> Forecast:
     serving, workload = cell.serving, cell.workload
-    name, _ = choose_engine(serving, subject.checkpoint)
+    name, _ = choose_engine(serving, checkpoint)
     if serving.server_url is not None:
         return Forecast(cell, name, absent=DEVICE_UNKNOWN)
     gpu = serving.gpus[0] if serving.gpus else None
     try:
-        geometry = predict_geometry(subject.checkpoint, serving)
+        geometry = predict_geometry(checkpoint, serving)
     except EvalError as error:
         return Forecast(cell, name, absent=error.what)
     devices, size = serving.tensor_parallel_size, serving.moe_expert_cache_size
@@ -95,9 +109,9 @@ def _predict(
     )
 
 
-def fits(cell: SpeedSpec, subject: Subject, machine: Machine) -> bool | None:
+def fits(cell: SpeedSpec, checkpoint: Checkpoint, machine: Machine) -> bool | None:
     """Whether a cell's weights and requests are less than its device has; None where that is not known."""
-    return _predict(cell, subject, machine, None).fits
+    return _predict(cell, checkpoint, machine, None).fits
 
 
 def _index(gpu: int) -> int:

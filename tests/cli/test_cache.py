@@ -137,7 +137,8 @@ class TestSimulate:
         markdown = (traced / "simulation.md").read_text()
         for title in ("Expert cache of demo, simulated", "By layer: lru, decode", "GPU requirements of demo"):
             assert f"## {title}" in markdown
-        assert markdown.count("(derived)") >= 2 * 3 * 3
+        heading = markdown.partition("## GPU requirements of demo")[2].split("\n")[2]
+        assert heading.count("(derived)") >= 3  # of whole columns it is said once
         for picture in ("hit_rates", "expert_use", "predicted_speeds"):
             assert (traced / f"{picture}.png").stat().st_size > 10_000
 
@@ -170,11 +171,11 @@ class TestSimulate:
     @pytest.mark.parametrize(
         ("arguments", "named", "step"),
         [
-            (["--sizes", "0"], "cache of 0 experts", "at least 1"),
-            (["--sizes", "8,-4"], "cache of -4 experts", "at least 1"),
-            (["--sizes", "eight"], "--sizes eight", "8,64,128,all"),
-            (["--sizes", "²"], "--sizes ²", "8,64,128,all"),
-            (["--sizes", ","], "--sizes names nothing", "--help"),
+            (["--sizes", "0"], "--sizes 0 is not a list", "8,64,all"),
+            (["--sizes", "8,-4"], "--sizes 8,-4 is not a list", "8,64,all"),
+            (["--sizes", "eight"], "--sizes eight", "8,64,all"),
+            (["--sizes", "²"], "--sizes ²", "8,64,all"),
+            (["--sizes", ","], "--sizes ,", "8,64,all"),
             (["--policies", "lru,mru"], "No cache policy is called 'mru'", "belady"),
             (["--gpu", "rtx-9090"], "No GPU is called 'rtx-9090'", "rtx-4090"),
             (["--gpu", "h100,a100", "--compute-ms", 5], "is of one GPU", "one --gpu"),

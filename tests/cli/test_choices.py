@@ -2,7 +2,7 @@
 
 import pytest
 
-from evalsuite.cli.choices import json_object, numbers, one_device, sizes
+from evalsuite.cli.choices import json_object, numbers, one_gpu, sizes, words
 from evalsuite.core.errors import UsageError
 
 
@@ -18,8 +18,8 @@ def test_what_is_no_list_of_gpus(text):
 
 
 def test_all_experts_come_last():
-    assert sizes("--cache-sizes", "all, 8,4") == (8, 4, None)
-    assert sizes("--cache-sizes", "all") == (None,)
+    assert sizes("--cache-sizes", "all, 8,4") == (8, 4, "all")
+    assert sizes("--cache-sizes", "all") == ("all",)
 
 
 @pytest.mark.parametrize("text", ["", "0", "all,all", "8,8", "many", "-8"])
@@ -28,10 +28,17 @@ def test_what_is_no_list_of_sizes(text):
         sizes("--cache-sizes", text)
 
 
-def test_one_device():
-    assert (one_device(None, "why"), one_device("3", "why")) == ("auto", "cuda:3")
-    with pytest.raises(UsageError, match="why"):
-        one_device("0,1", "why")
+def test_one_gpu():
+    assert (one_gpu(None), one_gpu("3")) == ((), (3,))
+    for text in ("0,1", "a", "²", "-1"):
+        with pytest.raises(UsageError, match="is not the index of one GPU"):
+            one_gpu(text)
+
+
+def test_words_come_once_and_in_small_letters():
+    assert words("--gpu", "H100, rtx-4090,h100,") == ("h100", "rtx-4090")
+    with pytest.raises(UsageError, match="--gpu names nothing"):
+        words("--gpu", " ,")
 
 
 def test_json_objects():

@@ -80,21 +80,6 @@ def test_tables_go_to_standard_output_without_json(cli, models, text):
     assert "perplexity, 95" not in done.err
 
 
-def test_default_protocol_and_limit_of_the_built_in_text():
-    from evalsuite.cli.choices import default_corpus
-    from evalsuite.cli.ppl import with_default_limit
-    from evalsuite.core.protocol import protocol
-    from evalsuite.core.spec import PerplexitySpec
-
-    spec = PerplexitySpec(model="demo", corpus="builtin", protocol=protocol("card-1155"))
-    assert with_default_limit(spec, chosen_protocol=False).limit == 1155
-    assert with_default_limit(spec, chosen_protocol=True).limit is None
-    assert (
-        default_corpus(None, None) == default_corpus("demo", None) == default_corpus("x", "demo") == "builtin"
-    )
-    assert default_corpus("x", None) == default_corpus("x", "y") == "wikitext-2"
-
-
 class TestRefusals:
     """Wrong usage: exit 2, one message with a next step, before any weight is read."""
 

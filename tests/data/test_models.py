@@ -19,7 +19,14 @@ from huggingface_hub import errors as hub_errors
 
 from evalsuite.core.errors import EvalError, MissingDependency, ModelError
 from evalsuite.data import models
-from evalsuite.data.models import SAMPLE_BYTES, Checkpoint, find_checkpoint, find_tokenizer_file, slug
+from evalsuite.data.models import (
+    SAMPLE_BYTES,
+    Checkpoint,
+    find_checkpoint,
+    find_tokenizer_file,
+    is_hub_id,
+    slug,
+)
 
 
 def write_safetensors(path: Path, size: int = 300_000, fill: int = 7) -> None:
@@ -187,20 +194,29 @@ class TestGeometryAlone:
         assert "--load-format dummy" in caught.value.todo
 
     @pytest.mark.parametrize("weights", [True, False])
+    @pytest.mark.parametrize("download", [True, False])
     def test_of_a_hub_model_no_weights_are_downloaded(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, weights: bool, download: bool
     ):
         asked: list[str] = []
 
-        def snapshot_download(model: str, allow_patterns: list[str]) -> str:
+        def snapshot_download(model: str, allow_patterns: list[str], local_files_only: bool) -> str:
+            assert local_files_only is not download
             asked.extend(allow_patterns)
             return str(folder)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        found = find_checkpoint("owner/name", weights=weights)
+        found = find_checkpoint("owner/name", weights=weights, download=download)
         assert ("*.safetensors" in asked) is weights
         assert {"config.json", "*processor_config.json"} <= set(asked)
         assert (found.name, found.weights) == ("owner/name", weights)
+
+
+def test_a_hub_id_is_a_name_that_is_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("owner/name")
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert not any(map(is_hub_id, ("owner/name", "demo", "smollm2", "name", "a/b/c", "/a/b")))
 
 
 class TestTokenizerFile:

@@ -38,16 +38,22 @@ def sweep(tmp_path):
 
 def test_a_cell_fits_if_weights_and_requests_do(sweep):
     chosen, subjects = sweep(gpus=(0,), cache_sizes=(8, None))
-    (small, whole) = forecast(chosen, subjects, machine(26_000_000), lambda gpu: GPU)
+    (small, whole) = forecast(
+        chosen, {name: one.checkpoint for name, one in subjects.items()}, machine(26_000_000), lambda gpu: GPU
+    )
     assert (small.fits, whole.fits) == (True, True)
-    (small, whole) = forecast(chosen, subjects, machine(20_000_000), lambda gpu: GPU)
+    (small, whole) = forecast(
+        chosen, {name: one.checkpoint for name, one in subjects.items()}, machine(20_000_000), lambda gpu: GPU
+    )
     assert (small.fits, whole.fits) == (True, False)
     assert whole.weights_bytes - small.weights_bytes == 2 * (128 - 8) * 98_304
 
 
 def test_bounds_with_and_without_misses(sweep):
     chosen, subjects = sweep(gpus=(0,), cache_sizes=(8,))
-    (one,) = forecast(chosen, subjects, machine(10**9), lambda gpu: GPU)
+    (one,) = forecast(
+        chosen, {name: one.checkpoint for name, one in subjects.items()}, machine(10**9), lambda gpu: GPU
+    )
     copied = 2 * 8 * 98_304
     assert 1 / one.all_misses_tokens_per_s - 1 / one.tokens_per_s == pytest.approx(copied / 1e9)
 
@@ -57,7 +63,7 @@ def test_a_device_that_cannot_be_measured_has_no_bound(sweep):
         raise EngineDied("It is busy.")
 
     chosen, subjects = sweep(gpus=(0,))
-    (one,) = forecast(chosen, subjects, machine(10**9), fails)
+    (one,) = forecast(chosen, {name: one.checkpoint for name, one in subjects.items()}, machine(10**9), fails)
     assert (one.tokens_per_s, one.fits, one.absent) == (None, True, "It is busy.")
 
 

@@ -1,63 +1,48 @@
-"""One question, several ways to quantize one model, one table: an experiment file and how it is run.
+"""An ablation: several ways to quantize one model, one table.
 
 A baseline and some arms, each quantized into a work folder, scored on the same windows and compared with the
 baseline, paired by window. What is finished is found again in the store: a folder's name holds a hash of
 everything that its weights depend on, so a repeated command does what is missing, and only that.
 """
 
-import hashlib
-import re
 import shutil
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Protocol, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-import evalsuite
-from evalsuite.core.errors import UsageError
 from evalsuite.core.protocol import WindowProtocol, protocol
 from evalsuite.core.record import CompareResult, PerplexityResult, QuantizeResult
-from evalsuite.core.spec import CompareSpec, PerplexitySpec, QuantizeSpec, canonical_json, spec_hash
+from evalsuite.core.spec import PerplexitySpec, QuantizeSpec, spec_hash
+from evalsuite.core.value import Value
 from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import Checkpoint, find_checkpoint
 from evalsuite.engines.export import export_bf16
 from evalsuite.engines.tokenizer import load_tokenizer
+from evalsuite.experiment.quantized import RecipeTable, quantized_folder, slug_of
 from evalsuite.measure.perplexity import Progress as ScoringProgress
 from evalsuite.quant.recipe import Recipe
 from evalsuite.report.experiment import ArmResult, PlannedArm
-from evalsuite.run.perplexity import HIDDEN_AND_HEAD, Finished, prepare_text, run_compare, run_perplexity
+from evalsuite.run.perplexity import Finished, prepare_text, run_compare, run_perplexity
 from evalsuite.run.quantize import Progress as QuantizeProgress
 from evalsuite.run.quantize import bits_per_weight, run_quantize, source_plan
+from evalsuite.run.resume import finished_comparison, finished_quantization, has_states
 from evalsuite.store.runs import RunStore, load_record
 
 BF16_BITS = 16.0
 
 
-def _recipe(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    known = [field.name for field in fields(Recipe)]
-    for key in value:
-        if key not in known:
-            raise UsageError(f"A recipe has no {key!r}.", todo=f"it may have {', '.join(known)}.")
-    return Recipe(**value)
-
-
-class Arm(BaseModel):
+class Arm(Value):
     """One row of the table; without a recipe it is the baseline."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str = Field(min_length=1)
-    recipe: Annotated[Recipe | None, BeforeValidator(_recipe)] = None
+    recipe: RecipeTable | None = None
 
 
-class Experiment(BaseModel):
-    """An experiment file.
+class Ablation(Value):
+    """An experiment file of arms.
 
     Attributes:
         question: what the table answers; its title.
@@ -66,8 +51,6 @@ class Experiment(BaseModel):
         keep: keep the quantized checkpoints in the work folder.
         arms: the first is the baseline.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     question: str
     source: str
@@ -85,7 +68,7 @@ class Experiment(BaseModel):
     def _consistent(self) -> Self:
         if [arm.recipe is None for arm in self.arms] != [i == 0 for i in range(len(self.arms))]:
             raise ValueError("the first arm is the baseline and has no recipe; every other arm has one")
-        names = [_slug(arm.name) for arm in self.arms]
+        names = [slug_of(arm.name) for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError("two arms have the same name")
         return self
@@ -93,30 +76,6 @@ class Experiment(BaseModel):
     @property
     def windows(self) -> WindowProtocol:
         return protocol(self.protocol).override(self.context, self.stride)
-
-
-def load_experiment(path: Path) -> Experiment:
-    """Read an experiment file.
-
-    Raises:
-        UsageError: it is not there, no TOML, or asks for something that does not exist.
-    """
-    try:
-        return Experiment.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read.", cause=str(error.strerror)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML.", cause=str(error)) from error
-    except ValidationError as error:
-        reasons = (
-            f"{'.'.join(map(str, detail['loc'])) or 'file'}: {detail['msg'].removeprefix('Value error, ')}"
-            for detail in error.errors()
-        )
-        raise UsageError(
-            f"{path.name} is no experiment that can be run.",
-            cause="; ".join(reasons),
-            todo="experiments/hlwq_ablation_demo.toml shows every key.",
-        ) from error
 
 
 class Watcher(Protocol):
@@ -130,7 +89,7 @@ class Watcher(Protocol):
 class Run:
     """An experiment with its places."""
 
-    experiment: Experiment
+    experiment: Ablation
     store: RunStore
     work: Path
 
@@ -143,7 +102,7 @@ class Run:
         """The unquantized model as MODEL: the source, or for GGUF its BF16 copy in the work folder."""
         if self.source.gguf is None:
             return self.experiment.source
-        return str(self.work / f"{self.source.slug}-bf16-{self._digest({})}")
+        return str(quantized_folder(self.work, self.source, self._fingerprint, "bf16", {}))
 
     def plan(self) -> tuple[list[PlannedArm], int]:
         """The arms, and the number of windows that each will score; loads no weights."""
@@ -172,7 +131,7 @@ class Run:
         folder = self._folder(arm)
         quantized, scored, compared = self._find_done(arm, baseline)
         if quantized is None or scored is None or compared is None:
-            scored = next(filter(_has_states, self._all_scored(str(folder))), None)
+            scored = next(filter(has_states, self._all_scored(str(folder))), None)
             if quantized is None or scored is None:
                 quantized = self._quantize(arm, watcher)
             if scored is None:
@@ -189,7 +148,7 @@ class Run:
     def _baseline_run(self, watcher: Watcher) -> Finished:
         """With the hidden states, unless nothing needs them any more."""
         for found in self._all_scored(self.base):
-            if _has_states(found) or all(self._is_done(arm, found) for arm in self.experiment.arms[1:]):
+            if has_states(found) or all(self._is_done(arm, found) for arm in self.experiment.arms[1:]):
                 return found
         self._copy_source(watcher)
         name = self.experiment.arms[0].name
@@ -234,31 +193,20 @@ class Run:
         """How it was quantized; and its run and comparison, if there are both."""
         quantized = self._find_quantized(arm)
         for scored in self._all_scored(str(self._folder(arm))):
-            if compared := self._find_compared(baseline, scored):
+            if compared := finished_comparison(self.store, baseline, scored):
                 return quantized, scored, compared
         return quantized, None, None
 
     def _find_quantized(self, arm: Arm) -> QuantizeResult | None:
         assert arm.recipe is not None
-        spec = self._quantize_spec(arm.recipe)
-        for path in self.store.finished(spec.kind, Path(self.base).name, spec_hash(spec)):
-            result = load_record(path).results
-            if isinstance(result, QuantizeResult) and result.destination == self._folder(arm).name:
-                return result
-        return None
+        return finished_quantization(
+            self.store, self._quantize_spec(arm.recipe), Path(self.base).name, self._folder(arm).name
+        )
 
     def _all_scored(self, model: str) -> list[Finished]:
         spec = self._ppl_spec(model)
         slug = Path(model).name if model != self.experiment.source else self.source.slug
         return [Finished(p, load_record(p)) for p in self.store.finished(spec.kind, slug, spec_hash(spec))]
-
-    def _find_compared(self, baseline: Finished, scored: Finished) -> Finished | None:
-        spec = CompareSpec(baseline=baseline.record.run_id, candidate=scored.record.run_id)
-        for path in self.store.finished(spec.kind, scored.path.parent.name, spec_hash(spec)):
-            record = load_record(path)
-            if isinstance(record.results, CompareResult) and record.results.divergence:
-                return Finished(path, record)
-        return None
 
     def _ppl_spec(self, model: str) -> PerplexitySpec:
         experiment = self.experiment
@@ -275,12 +223,9 @@ class Run:
 
     def _folder(self, arm: Arm) -> Path:
         assert arm.recipe is not None
-        return self.work / f"{self.source.slug}-{_slug(arm.name)}-{self._digest(arm.recipe.as_dict())}"
-
-    def _digest(self, recipe: dict[str, Any]) -> str:
-        """Of all that the weights in a work folder depend on."""
-        whole = {"weights": self._fingerprint, "recipe": recipe, "version": evalsuite.__version__}
-        return hashlib.sha256(canonical_json(whole).encode()).hexdigest()[:8]
+        return quantized_folder(
+            self.work, self.source, self._fingerprint, slug_of(arm.name), arm.recipe.as_dict()
+        )
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -290,11 +235,3 @@ class Run:
 def _perplexity(finished: Finished) -> PerplexityResult:
     assert isinstance(finished.record.results, PerplexityResult)
     return finished.record.results
-
-
-def _has_states(finished: Finished) -> bool:
-    return all((finished.path / name).is_file() for name in HIDDEN_AND_HEAD)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,140 @@
+"""The model card: front matter that the hub reads back, values that were measured, and what is missing."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from evalsuite.core.errors import UsageError
+from evalsuite.report.card import CardRequest, absences, make_card
+from evalsuite.report.quick_start import quick_start
+from evalsuite.store.runs import load_record
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = (ROOT / "results",)
+INT4, GEOMETRY = "demo-rtn-int4-0ffffe92", "qwen3.5-35b-a3b-int4"
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("card")
+    request = CardRequest(RESULTS, INT4, licence="apache-2.0", base_model="owner/base")
+    made = make_card(request, folder / "figures", "figures")
+    (folder / "MODEL_CARD.md").write_text(made.text)
+    return folder, made
+
+
+def metrics(path):
+    return ModelCard.load(path / "MODEL_CARD.md").data.eval_results
+
+
+def test_the_front_matter_is_read_back(card):
+    data = ModelCard.load(card[0] / "MODEL_CARD.md").data
+    assert (data.license, data.base_model, data.model_name) == ("apache-2.0", "owner/base", "demo-rtn-int4")
+    assert data.pipeline_tag == "text-generation"
+    assert "compressed-tensors" in data.tags
+
+
+def test_every_value_is_the_one_of_its_run(card):
+    found = {result.metric_type: result for result in metrics(card[0])}
+    assert set(found) == {
+        "perplexity",
+        "bits_per_byte",
+        "delta_ln_perplexity",
+        "kl_divergence",
+        "top1_agreement",
+    }
+    scored = load_record(RESULTS[0] / found["perplexity"].metric_args["run"])
+    assert found["perplexity"].metric_value == scored.results.perplexity
+    assert found["perplexity"].metric_args["interval_95"] == [scored.results.low, scored.results.high]
+    assert found["bits_per_byte"].metric_value == scored.results.bits_per_byte
+    args = found["perplexity"].dataset_args
+    assert args["protocol"] == scored.protocol.model_dump(mode="json")
+    assert (args["windows"], args["text_sha256"]) == (1155, scored.text.sha256)
+    compared = load_record(RESULTS[0] / found["delta_ln_perplexity"].metric_args["run"]).results
+    assert found["delta_ln_perplexity"].metric_value == compared.delta_ln_ppl
+    assert found["kl_divergence"].metric_value == compared.divergence.mean
+    assert found["top1_agreement"].metric_value == compared.divergence.top1_agreement
+    assert found["delta_ln_perplexity"].metric_args["baseline"] == compared.baseline_run
+
+
+def test_two_protocols_are_two_results(tmp_path):
+    made = make_card(CardRequest(RESULTS, "smollm2"), tmp_path / "figures", "figures")
+    (tmp_path / "MODEL_CARD.md").write_text(made.text)
+    found = [result for result in metrics(tmp_path) if result.metric_type == "perplexity"]
+    assert len(found) == 2
+    for result in found:
+        name = result.dataset_args["protocol"]["name"]
+        assert name in result.dataset_config
+        record = load_record(RESULTS[0] / result.metric_args["run"])
+        assert record.protocol.name == name
+        assert record.results.perplexity == result.metric_value
+        assert (result.dataset_type, result.dataset_split) == ("Salesforce/wikitext", "test")
+
+
+def test_random_weights_have_speeds_and_no_quality(tmp_path):
+    made = make_card(CardRequest(RESULTS, GEOMETRY), tmp_path / "figures", "figures")
+    (tmp_path / "MODEL_CARD.md").write_text(made.text)
+    found = metrics(tmp_path)
+    assert {result.metric_type for result in found} == {
+        "decode_tokens_per_s",
+        "output_tokens_per_s",
+        "ttft_s",
+    }
+    configurations = {result.dataset_config for result in found}
+    assert len(configurations) == 2  # concurrency 1 and 8
+    assert all("H100" in configuration for configuration in configurations)
+    assert "Random weights in the model's shape" in made.text
+    assert "Quick start" not in made.text
+    assert "- Perplexity: `hlwq-eval ppl" in made.text
+    assert "- Speed with CUDA graphs: `hlwq-eval speed" in made.text
+    assert "Speed in eager mode" not in made.text
+
+
+def test_pictures_and_tables_are_those_of_the_report(card):
+    folder, made = card
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", made.text)
+    assert pictures
+    assert all((folder / path).is_file() for path in pictures)
+    tables = [t for s in made.report.sections if s.anchor not in ("flags", "provenance") for t in s.tables]
+    assert all(table.to_markdown() in made.text for table in tables)
+    assert {run.record.model.name for run in made.report.runs if run.record.model} == {"demo", INT4}
+
+
+def test_the_commands_name_what_they_need(card):
+    block = card[1].text.partition("## Measure it again")[2].partition("```sh\n")[2].partition("```")[0]
+    lines = [shlex.split(line) for line in block.splitlines()]
+    assert {line[0] for line in lines} == {"hlwq-eval"}
+    order = [line[1] for line in lines]
+    assert order == sorted(order, key=["quantize", "ppl", "compare", "speed", "footprint"].index)
+    (made,) = [line[3] for line in lines if line[1] == "quantize"]  # of the baseline's others, none
+    assert INT4 in made
+    assert made in {line[2] for line in lines if line[1] == "ppl"}
+
+
+def test_the_quick_start_says_what_it_knows(card):
+    found = quick_start(card[1].records)
+    assert found.commands[0].startswith("vllm serve ")
+    assert re.search(r"Probed on vLLM|was not asked|not probed", found.statement)
+    assert "No run here served it with vLLM" in found.statement
+
+
+def test_without_vllm_the_quick_start_says_so(card, monkeypatch):
+    monkeypatch.setattr("evalsuite.engines.vllm_arguments.vllm_installed", lambda: None)
+    assert "not probed: vLLM is not installed" in quick_start(card[1].records).statement
+
+
+def test_what_was_measured_is_not_missing(card):
+    missing = absences(card[1].records)
+    assert not any(line.startswith(("Perplexity", "What quantization", "KL")) for line in missing)
+    assert any(line.startswith("Memory and disk") for line in missing)
+
+
+@pytest.mark.parametrize(("model", "said"), [("other", "No run measured 'other'"), (None, "records are of")])
+def test_a_card_is_of_one_model_that_was_measured(model, said, tmp_path):
+    with pytest.raises(UsageError, match=said) as found:
+        make_card(CardRequest(RESULTS, model), tmp_path / "figures", "figures")
+    assert INT4 in found.value.todo
+    assert not any(tmp_path.iterdir())
