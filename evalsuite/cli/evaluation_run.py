@@ -30,6 +30,7 @@ from evalsuite.experiment.evaluation import (
     FromRecords,
     PerplexityStep,
     QuantizeStep,
+    ReportStep,
     SpeedStep,
     Step,
     name_of,
@@ -154,7 +155,7 @@ class Job:
 
     def _plan(self, bandwidth_of: Callable[[int | None], Any] | None) -> Plan:
         for step in self.steps:
-            if isinstance(step, CheckStep):
+            if isinstance(step, CheckStep | ReportStep) and step.claims:
                 load_claims(Path(step.claims))
         with TemporaryDirectory(prefix="hlwq-eval-") as scratch:
             subjects = self._models.before(Path(scratch))
@@ -196,7 +197,8 @@ class Job:
         elif isinstance(step, CardStep):
             self._card(step, screen)
         else:
-            make_report(screen, [self.results], step.formats)
+            claims = Path(step.claims) if step.claims else None
+            make_report(screen, [self.results], step.formats, claims=claims)
 
     def _quantize(self, step: QuantizeStep, screen: Screen) -> None:
         folder = self._models.folder

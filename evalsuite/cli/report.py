@@ -33,6 +33,10 @@ def report(
         ),
     ] = None,
     formats: Annotated[str, typer.Option(help="Of these, with commas between them.")] = ALL_FORMATS,
+    claims: Annotated[
+        Path | None,
+        typer.Option(help="A claims file: what a card claims, held against the records.", show_default=False),
+    ] = None,
     diff: Annotated[
         bool, typer.Option("--diff", help="Take two folders, OLD and NEW, and show what changed.")
     ] = False,
@@ -57,9 +61,9 @@ def report(
     if diff:
         from evalsuite.cli.report_diff import show_difference
 
-        if formats != ALL_FORMATS:
+        if formats != ALL_FORMATS or claims is not None:
             raise UsageError(
-                "--formats is for the tables and pictures of a report.",
+                "--formats and --claims are for the tables and pictures of a report.",
                 todo="with --diff, --out writes DIFFERENCE.md and difference.json.",
             )
         show_difference(screen, folders, model or (), fail_on or (), out)
@@ -69,7 +73,7 @@ def report(
             "--fail-on looks at changes, and there is one folder to look at.",
             todo="give two folders and --diff: hlwq-eval report OLD NEW --diff --fail-on 'ppl>+1%'.",
         )
-    make_report(screen, folders, _formats(formats), models=model or (), out=out)
+    make_report(screen, folders, _formats(formats), models=model or (), out=out, claims=claims)
 
 
 def make_report(
@@ -79,12 +83,14 @@ def make_report(
     *,
     models: Sequence[str] = (),
     out: Path | None = None,
+    claims: Path | None = None,
 ) -> None:
     """Write the report of these folders, and show its first tables.
 
     Args:
         models: only runs of these; all where none is named.
         out: the first folder's ``report`` where it is None.
+        claims: a claims file to hold against the records.
     """
     from evalsuite.report.sections import build_report
     from evalsuite.report.writers import figures_folder, to_document, write_report
@@ -93,7 +99,8 @@ def make_report(
     if place.exists() and not place.is_dir():
         raise UsageError(f"{place} is a file.", todo="name a folder with --out.")
     screen.note("reading records and drawing pictures …")
-    made = build_report(folders, models=models, figures=figures_folder(place, formats))
+    figures = figures_folder(place, formats)
+    made = build_report(folders, models=models, figures=figures, claims=claims)
     written = write_report(made, place, formats)
     _show(screen, made, place, written)
     screen.document({**to_document(made), "written": [str(path) for path in written]})

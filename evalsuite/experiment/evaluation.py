@@ -120,10 +120,12 @@ class ReportStep(Named):
 
     Attributes:
         formats: as for `hlwq-eval report`; all of them where it is left out.
+        claims: a claims file to hold against the records.
     """
 
     command: Literal["report"]
     formats: Names = FORMATS
+    claims: str | None = None
 
     @field_validator("formats")
     @classmethod

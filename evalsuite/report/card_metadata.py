@@ -44,7 +44,7 @@ def card_data(
 
 
 def eval_results(record: Record) -> Iterator[EvalResult]:
-    """What one run measured, as the hub has it; nothing of a run that failed, or of random weights."""
+    """What one run measured, as the hub has it; nothing of a run that failed."""
     if record.status != "ok":
         return
     if isinstance(record.results, PerplexityResult):

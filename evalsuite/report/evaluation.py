@@ -118,20 +118,21 @@ def plan_table(cells: Sequence[PlannedCell], device: str) -> Table[PlannedCell]:
     total = sum(cell.seconds or 0 for cell in missing)
     untimed = sum(cell.seconds is None for cell in missing)
     unknown = dict.fromkeys(_sentence(cell.unknown) for cell in cells if cell.unknown)
+    columns = [
+        Column[PlannedCell]("step", lambda c: c.step, prose=1),
+        Column[PlannedCell]("what", lambda c: c.what, prose=3),
+        Column[PlannedCell]("result", _result),
+        Column[PlannedCell]("engine", lambda c: c.engine or NOT_MEASURED),
+        Column[PlannedCell]("weights", lambda c: _bytes(c.weights_bytes)),
+        Column[PlannedCell]("requests", lambda c: _bytes(c.request_bytes)),
+        Column[PlannedCell]("device", lambda c: _bytes(c.device_bytes)),
+        Column[PlannedCell]("fits", lambda c: _yes_no(c.fits)),
+        Column[PlannedCell]("writes", lambda c: _bytes(c.disk_bytes)),
+        Column[PlannedCell]("at least", _time),
+    ]
     return Table(
         f"{len(cells)} measurements, {there} of them there",
-        (
-            Column[PlannedCell]("step", lambda c: c.step),
-            Column[PlannedCell]("what", lambda c: c.what, prose=1),
-            Column[PlannedCell]("result", _result),
-            Column[PlannedCell]("engine", lambda c: c.engine or NOT_MEASURED),
-            Column[PlannedCell]("weights", lambda c: _bytes(c.weights_bytes)),
-            Column[PlannedCell]("requests", lambda c: _bytes(c.request_bytes)),
-            Column[PlannedCell]("device", lambda c: _bytes(c.device_bytes)),
-            Column[PlannedCell]("fits", lambda c: _yes_no(c.fits)),
-            Column[PlannedCell]("writes", lambda c: _bytes(c.disk_bytes)),
-            Column[PlannedCell]("at least", _time),
-        ),
+        [column for column in columns if any(column.get(cell) != NOT_MEASURED for cell in cells)],
         cells,
         f"Nothing was loaded. Memory is derived from configurations, for {device}; vLLM reserves more, all "
         "of its share of a GPU. Times are those of the forward passes alone at this machine's measured copy "
