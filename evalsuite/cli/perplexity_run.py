@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.cli.show import Screen
+from evalsuite.cluster.connect import ClusterChoice
+from evalsuite.cluster.perplexity import run_perplexity_on
 from evalsuite.core.errors import NotComparable, UsageError
 from evalsuite.core.record import CompareResult, PerplexityResult, Record
 from evalsuite.core.spec import PerplexitySpec
@@ -27,6 +29,7 @@ def measure(
     baseline: str | None,
     inherit: list[str],
     mode: ResumeMode,
+    cluster: ClusterChoice | None = None,
 ) -> None:
     """Run, show and, with a baseline, compare.
 
@@ -34,6 +37,7 @@ def measure(
         baseline: a model, which is scored first under the same protocol, or a finished run, whose text and
             protocol are taken over.
         inherit: fields of the spec that the user left open.
+        cluster: whose workers score; None scores here.
     """
     store = RunStore(results)
     base: Finished | None = None
@@ -44,8 +48,8 @@ def measure(
             spec = _take_over(spec, base.record, inherit)
             _refuse_unlike(spec, base.record)
         else:
-            base = _run(screen, store, spec.model_copy(update={"model": baseline}), mode, "baseline")
-    candidate = _run(screen, store, spec, mode, "candidate" if base else "")
+            base = _run(screen, store, spec.model_copy(update={"model": baseline}), mode, "baseline", cluster)
+    candidate = _run(screen, store, spec, mode, "candidate" if base else "", cluster)
     compared: Finished | None = None
     if base is not None:
         with screen.progress() as progress:
@@ -58,11 +62,21 @@ def measure(
     screen.document(_document(candidate, compared))
 
 
-def _run(screen: Screen, store: RunStore, spec: PerplexitySpec, mode: ResumeMode, role: str) -> Finished:
+def _run(
+    screen: Screen,
+    store: RunStore,
+    spec: PerplexitySpec,
+    mode: ResumeMode,
+    role: str,
+    cluster: ClusterChoice | None,
+) -> Finished:
     if role:
         screen.note(f"{role}: {spec.model}")
     with screen.progress() as progress:
-        finished = run_perplexity(spec, store, progress, mode)
+        if cluster is None:
+            finished = run_perplexity(spec, store, progress, mode)
+        else:
+            finished = run_perplexity_on(cluster, spec, store, progress, mode)
     result = finished.record.results
     assert isinstance(result, PerplexityResult)
     for warning in finished.record.warnings:

@@ -10,8 +10,11 @@ from evalsuite.cli.choices import (
     DEMO,
     CachePolicy,
     CacheStore,
+    Cluster,
     Dtype,
     Engine,
+    GpuKind,
+    cluster_choice,
     default_corpus,
     json_object,
     one_device,
@@ -65,6 +68,11 @@ def ppl(
     moe_expert_store: Annotated[
         CacheStore, typer.Option(help="Where the others are: page-locked memory, or a file.")
     ] = CacheStore.pinned,
+    cluster: Cluster = None,
+    gpu_kind: GpuKind = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --cluster: at most so many workers.")
+    ] = None,
     keep_hidden: Annotated[
         bool,
         typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),
@@ -135,6 +143,7 @@ def ppl(
         inherit=[key for key, value in given.items() if value is None]
         + ([] if chosen_protocol else ["protocol"]),
         mode="auto" if resume is None else "resume" if resume else "fresh",
+        cluster=cluster_choice(cluster, {"--gpu-kind": gpu_kind, "--workers": workers}),
     )
 
 

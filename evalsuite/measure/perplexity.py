@@ -89,7 +89,7 @@ def score_windows(
     scored_before, forward = scored, 0
     warnings: list[str] = []
     progress.phase("scoring")
-    progress.scored(done, len(windows), _exp(nats, scored))
+    progress.scored(done, len(windows), perplexity_of(nats, scored))
     began = time.monotonic()
     while todo:
         batch = todo[:size]
@@ -101,26 +101,34 @@ def score_windows(
             size = max(1, size // 2)
             warnings.append(f"a batch of {size * 2} windows did not fit; went on with {size}")
             continue
-        rows: list[dict[str, Any]] = [
-            {
-                "window": w.index, "start": w.start, "first_scored": w.first_scored, "stop": w.stop,
-                "scored": w.scored, "bytes": int(stream.bytes[w.first_scored : w.stop].sum()),
-                "words": int(stream.words[w.first_scored : w.stop].sum()),
-                "nats": math.fsum(score.nats), "batch": size,
-            }
-            for w, score in zip(batch, scores, strict=True)
-        ]  # fmt: skip
+        rows = [
+            window_row(stream, w, math.fsum(score.nats), size) for w, score in zip(batch, scores, strict=True)
+        ]
         folder.append(rows, [score.hidden for score in scores if score.hidden is not None])
         todo = todo[size:]
         nats += sum(row["nats"] for row in rows)
         scored += sum(row["scored"] for row in rows)
         forward += sum(w.length for w in batch)
-        progress.scored(len(folder.rows), len(windows), _exp(nats, scored))
+        progress.scored(len(folder.rows), len(windows), perplexity_of(nats, scored))
     seconds = time.monotonic() - began
     return ScoringRun(seconds, scored - scored_before, forward, size, done, tuple(warnings))
 
 
-def _exp(nats: float, count: int) -> float:
+def window_row(stream: TokenStream, w: Window, nats: float, batch: int) -> dict[str, Any]:
+    """A window's line in the store.
+
+    Args:
+        nats: Σ −ln p over its scored tokens.
+        batch: windows a forward pass.
+    """
+    return {
+        "window": w.index, "start": w.start, "first_scored": w.first_scored, "stop": w.stop,
+        "scored": w.scored, "bytes": int(stream.bytes[w.first_scored : w.stop].sum()),
+        "words": int(stream.words[w.first_scored : w.stop].sum()), "nats": nats, "batch": batch,
+    }  # fmt: skip
+
+
+def perplexity_of(nats: float, count: int) -> float:
     """NaN where nothing was counted, infinity where no float is large enough."""
     if not count:
         return math.nan
@@ -144,7 +152,7 @@ def span(frame: pd.DataFrame, start: int, stop: int) -> Prefix:
     part = frame.iloc[start:stop]
     nats, counts = part["nats"].to_numpy(float), part["scored"].to_numpy(float)
     scored = int(counts.sum())
-    perplexity = _exp(math.fsum(nats), scored)
+    perplexity = perplexity_of(math.fsum(nats), scored)
     if perplexity == math.inf:
         raise MeasurementError(
             f"Windows {start} to {stop} have {math.fsum(nats) / scored:,.0f} nats a token: no perplexity can "
@@ -189,7 +197,7 @@ def summarise(frame: pd.DataFrame, *, available: int, load_s: float, scoring: Sc
     whole = span(frame, 0, len(frame))
     nats = math.fsum(frame["nats"])
     scored_bytes, words = int(frame["bytes"].sum()), int(frame["words"].sum())
-    by_word = _exp(nats, words)
+    by_word = perplexity_of(nats, words)
     return PerplexityResult(
         windows=len(frame),
         windows_available=available,
