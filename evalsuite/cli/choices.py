@@ -58,10 +58,7 @@ Cluster = Annotated[
         "loopback or behind a firewall.",
     ),
 ]
-GpuKind = Annotated[
-    str | None,
-    typer.Option(help="With --cluster: the kind of GPU, as Ray, a custom resource or a node label names it."),
-]
+GPU_KIND = "With --cluster: the kind of GPU, as Ray, a custom resource or a node label names it."
 
 
 def cluster_choice(address: str | None, given: dict[str, Any]) -> ClusterChoice | None:
@@ -74,7 +71,8 @@ def cluster_choice(address: str | None, given: dict[str, Any]) -> ClusterChoice 
         UsageError: one of them was given without it.
     """
     if address is not None:
-        return ClusterChoice(address, given["--gpu-kind"], given.get("--workers"))
+        kinds = given["--gpu-kind"] or ()
+        return ClusterChoice(address, tuple(kinds), given.get("--workers"), given.get("--exclusive", False))
     for flag, value in given.items():
         if value:
             raise UsageError(f"{flag} is for a cluster.", todo=f"give --cluster auto, or leave {flag} out.")

@@ -8,12 +8,12 @@ import typer
 from evalsuite.cli.app import app
 from evalsuite.cli.choices import (
     DEMO,
+    GPU_KIND,
     CachePolicy,
     CacheStore,
     Cluster,
     Dtype,
     Engine,
-    GpuKind,
     cluster_choice,
     default_corpus,
     json_object,
@@ -69,7 +69,7 @@ def ppl(
         CacheStore, typer.Option(help="Where the others are: page-locked memory, or a file.")
     ] = CacheStore.pinned,
     cluster: Cluster = None,
-    gpu_kind: GpuKind = None,
+    gpu_kind: Annotated[str | None, typer.Option(help=GPU_KIND)] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="With --cluster: at most so many workers.")
     ] = None,
@@ -143,7 +143,7 @@ def ppl(
         inherit=[key for key, value in given.items() if value is None]
         + ([] if chosen_protocol else ["protocol"]),
         mode="auto" if resume is None else "resume" if resume else "fresh",
-        cluster=cluster_choice(cluster, {"--gpu-kind": gpu_kind, "--workers": workers}),
+        cluster=cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers}),
     )
 
 

@@ -19,6 +19,7 @@ TARGET_S = 2.0  # how long a block shall take: long against a message, short aga
 MOST_BATCHES = 64
 SHARE = 4  # towards the end a block is no more than this part of what each worker has left to do
 LATE, PATIENCE_S = 3.0, 10.0  # a block so many times slower than expected, and so old, gets a second worker
+MOST_HELD = 1 << 16  # of finished blocks without hidden states, about half a kilobyte each
 MOST_LOSSES = 3  # workers that one block may cost
 
 
@@ -38,8 +39,7 @@ class Block:
 @dataclass
 class _Running:
     block: Block
-    workers: set[str]
-    began_s: float
+    began_s: dict[str, float]  # by worker
 
 
 class BlockQueue(Generic[Result]):
@@ -64,7 +64,7 @@ class BlockQueue(Generic[Result]):
         done: int,
         batch: int,
         *,
-        held: int = 1024,
+        held: int = MOST_HELD,
         most_batches: int = MOST_BATCHES,
         patience_s: float = PATIENCE_S,
     ) -> None:
@@ -98,7 +98,7 @@ class BlockQueue(Generic[Result]):
             block = self._cut()
         else:
             return self._second(worker, now_s)
-        self._running[block.start] = _Running(block, {worker}, now_s)
+        self._running[block.start] = _Running(block, {worker: now_s})
         self._alone[block.start] = None
         self._of[worker] = block.start
         return block
@@ -119,10 +119,10 @@ class BlockQueue(Generic[Result]):
             return None
         running = self._running[next(iter(self._alone))]
         expected_s = LATE * self._pace_s * running.block.windows
-        if now_s - running.began_s < max(expected_s, self._patience_s):
+        if now_s - min(running.began_s.values()) < max(expected_s, self._patience_s):
             return None
         del self._alone[running.block.start]
-        running.workers.add(worker)
+        running.began_s[worker] = now_s
         self._of[worker] = running.block.start
         return running.block
 
@@ -134,8 +134,9 @@ class BlockQueue(Generic[Result]):
             self.repeats += 1
             return []
         self._alone.pop(block.start, None)
-        pace_s = (now_s - running.began_s) / block.windows
-        self._pace_s = pace_s if self._pace_s is None else 0.9 * self._pace_s + 0.1 * pace_s
+        if worker in running.began_s:
+            pace_s = (now_s - running.began_s[worker]) / block.windows
+            self._pace_s = pace_s if self._pace_s is None else 0.9 * self._pace_s + 0.1 * pace_s
         self._ready[block.start] = (block, result)
         leaving: deque[tuple[Block, Result]] = deque()
         while found := self._ready.pop(self.frontier, None):
@@ -176,10 +177,10 @@ class BlockQueue(Generic[Result]):
         """Put the worker's block back, and return it, unless another one has it too."""
         start = self._of.pop(worker, None)
         running = None if start is None else self._running.get(start)
-        if start is None or running is None or worker not in running.workers:
+        if start is None or running is None or worker not in running.began_s:
             return None
-        running.workers.discard(worker)
-        if running.workers:
+        del running.began_s[worker]
+        if running.began_s:
             self._alone[start] = None
             return None
         del self._running[start]

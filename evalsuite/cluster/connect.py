@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,13 +29,15 @@ class ClusterChoice:
 
     Attributes:
         address: ``auto``, or HOST:PORT of the head.
-        gpu_kind: use only nodes with this kind of GPU.
-        workers: at most so many.
+        gpu_kinds: use only nodes with these kinds of GPU; a perplexity run takes one.
+        workers: of a perplexity run, at most so many.
+        exclusive: a cell of a sweep takes its whole node.
     """
 
     address: str
-    gpu_kind: str | None = None
+    gpu_kinds: tuple[str, ...] = ()
     workers: int | None = None
+    exclusive: bool = False
 
 
 def resolve(address: str) -> str:
@@ -91,6 +93,9 @@ def open_to_others(address: str) -> str | None:
 def connected(address: str) -> Iterator[Any]:
     """The module ``ray``, connected as a driver to the cluster at HOST:PORT; its actors end with it.
 
+    While it is connected, standard output is closed to Ray, which prints notices there that are no result;
+    they are in its own logs.
+
     Raises:
         UsageError: nothing answers there, or it has another Ray or Python.
     """
@@ -105,18 +110,19 @@ def connected(address: str) -> Iterator[Any]:
             cause="it was stopped, or a firewall is between.",
             todo=f"start one: {START}",
         )
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)  # pyright: ignore[reportUnknownMemberType]
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"The Ray cluster at {address} cannot be used.",
-            cause=first_line(error),
-            todo="give every machine the same Python and the same Ray.",
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()  # pyright: ignore[reportUnknownMemberType]
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"The Ray cluster at {address} cannot be used.",
+                cause=first_line(error),
+                todo="give every machine the same Python and the same Ray.",
+            ) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def _answers(address: str) -> bool:

@@ -67,6 +67,12 @@ def run_perplexity_on(
             "--gpus names GPUs of this machine, and with --cluster Ray chooses.",
             todo="leave --gpus out; --gpu-kind chooses among kinds.",
         )
+    if len(choice.gpu_kinds) > 1:
+        raise UsageError(
+            "A perplexity run takes one kind of GPU.",
+            cause="rounding differs between them, so one number cannot come from several.",
+            todo="run the command once for each.",
+        )
     request = prepare_request(spec, store.root, progress)
     scorer = choose_scorer(spec, request.checkpoint)
     if note := open_to_others(address):
@@ -93,7 +99,7 @@ def _order(
     return Order(
         spec=spec, ids=stream.ids, window_bos=stream.window_bos,
         fingerprint=request.checkpoint.fingerprint(), threads=threads, driver=read_machine(),
-        demand=demand, gpu_kind=choice.gpu_kind, workers=choice.workers,
+        demand=demand, gpu_kind=next(iter(choice.gpu_kinds), None), workers=choice.workers,
     )  # fmt: skip
 
 

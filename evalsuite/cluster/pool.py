@@ -370,5 +370,5 @@ class RayPool:
 def _reason(error: BaseException) -> str:
     """Ray's errors say what happened in their first line and why in a later one."""
     lines = [line.strip() for line in str(error).splitlines()]
-    why = next((line for line in lines if line.startswith("The actor")), "")
-    return why or first_line(error)
+    why = next((line for line in lines if line.startswith(("The actor is dead", "The actor died be"))), None)
+    return (why or first_line(error)).partition(". ")[0].rstrip(".")

@@ -60,10 +60,10 @@ class Closing:
     memory: Telemetry
 
 
-def report_node(model: str) -> NodeReport:
-    """Look at this node, and fetch the model where it is not in its cache; runs once a node."""
+def report_node(model: str | None) -> NodeReport:
+    """Look at this node, and fetch the model where one is named and not in its cache; runs once a node."""
     try:
-        fingerprint = find_checkpoint(model).fingerprint()
+        fingerprint = "" if model is None else find_checkpoint(model).fingerprint()
     except EvalError as error:
         return NodeReport(read_machine(), error)
     return NodeReport(read_machine(), fingerprint)
