@@ -9,7 +9,7 @@ import hashlib
 import re
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -128,11 +128,16 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """An experiment with its places."""
+    """An experiment with its places.
+
+    Attributes:
+        score: what scores an arm; `run_perplexity` does it here.
+    """
 
     experiment: Experiment
     store: RunStore
     work: Path
+    score: Callable[[PerplexitySpec, RunStore, Any], Finished] = run_perplexity
 
     @cached_property
     def source(self) -> Checkpoint:
@@ -177,7 +182,7 @@ class Run:
                 quantized = self._quantize(arm, watcher)
             if scored is None:
                 step = watcher.scoring(f"{arm.name}: scoring")
-                scored = run_perplexity(self._ppl_spec(str(folder)), self.store, step)
+                scored = self.score(self._ppl_spec(str(folder)), self.store, step)
             step = watcher.scoring(f"{arm.name}: comparing")
             compared = run_compare(baseline.path, scored.path, self.store, step, self.experiment.device)
         if not self.experiment.keep:
@@ -193,7 +198,7 @@ class Run:
                 return found
         self._copy_source(watcher)
         name = self.experiment.arms[0].name
-        return run_perplexity(self._ppl_spec(self.base), self.store, watcher.scoring(f"{name}: scoring"))
+        return self.score(self._ppl_spec(self.base), self.store, watcher.scoring(f"{name}: scoring"))
 
     def _quantize(self, arm: Arm, watcher: Watcher) -> QuantizeResult:
         folder, found = self._folder(arm), self._find_quantized(arm)

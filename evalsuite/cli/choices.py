@@ -58,6 +58,7 @@ Cluster = Annotated[
         "loopback or behind a firewall.",
     ),
 ]
+WORKERS = "With --cluster: at most so many workers."
 GPU_KIND = "With --cluster: the kind of GPU, as Ray, a custom resource or a node label names it."
 
 

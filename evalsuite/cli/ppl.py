@@ -9,6 +9,7 @@ from evalsuite.cli.app import app
 from evalsuite.cli.choices import (
     DEMO,
     GPU_KIND,
+    WORKERS,
     CachePolicy,
     CacheStore,
     Cluster,
@@ -70,9 +71,7 @@ def ppl(
     ] = CacheStore.pinned,
     cluster: Cluster = None,
     gpu_kind: Annotated[str | None, typer.Option(help=GPU_KIND)] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="With --cluster: at most so many workers.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS)] = None,
     keep_hidden: Annotated[
         bool,
         typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),

@@ -1,12 +1,15 @@
 """`hlwq-eval run`: an experiment file, from its checkpoints to its one table."""
 
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from evalsuite.cli.app import app
+from evalsuite.cli.choices import GPU_KIND, WORKERS, Cluster, cluster_choice
 from evalsuite.cli.show import Screen
 
 
@@ -20,12 +23,16 @@ def run(
     work: Annotated[
         Path, typer.Option(help="Folder for the quantized checkpoints, which are removed once scored.")
     ] = Path("build/experiments"),
+    cluster: Cluster = None,
+    gpu_kind: Annotated[str | None, typer.Option(help=GPU_KIND)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS)] = None,
     results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Quantize a model in several ways, score each against the unquantized one, and show one table.
 
-    Whatever is finished is found again: the same command does only what is missing.
+    Whatever is finished is found again: the same command does only what is missing. On a cluster the arms are
+    scored there, and the --work folder must be one that every node has under the same path.
     """
     from evalsuite.experiment import Run, load_experiment
     from evalsuite.report.experiment import experiment_table, plan_table
@@ -34,7 +41,12 @@ def run(
     screen, chosen = Screen(as_json), load_experiment(experiment)
     if limit is not None:
         chosen = chosen.model_copy(update={"limit": limit})
+    on = cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers})
     job = Run(chosen, RunStore(results), work)
+    if on is not None:
+        from evalsuite.cluster.perplexity import run_perplexity_on
+
+        job = replace(job, score=partial(run_perplexity_on, on))
     if dry_run:
         arms, windows = job.plan()
         screen.table(plan_table(chosen.question, arms, windows, chosen.windows.describe()))

@@ -49,11 +49,19 @@ class Errand:
     losses: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """What an errand takes of a node."""
+
+    bench: Bench
+    gpus: int
+    cpus: float
+
+
 @dataclass
 class _Running:
     errand: Errand
-    bench: Bench
-    gpus: int
+    place: Place
     answers: Any
 
 
@@ -137,6 +145,48 @@ def _on(node: Node) -> Any:
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
+class Places:
+    """Which GPUs of which node are taken. Ray keeps others away from them; this keeps errands in order.
+
+    Args:
+        exclusive: an errand takes its whole node; without GPUs it always does.
+
+    Attributes:
+        gone: ids of nodes that are not there any more.
+    """
+
+    def __init__(self, benches: Benches, exclusive: bool) -> None:
+        self._benches, self._exclusive = benches, exclusive
+        self._taken: Counter[str] = Counter()  # GPUs of each node; a node without any counts as one
+        self.gone: set[str] = set()
+
+    def take(self, errand: Errand) -> Place | None:
+        """Room on the first node that has it; None while there is none.
+
+        Raises:
+            EngineDied: no node of its kind is large enough, or is left.
+        """
+        needed = errand.cells[0].serving.tensor_parallel_size
+        left = [bench for bench in self._benches[errand.kind] if bench.node.id not in self.gone]
+        fitting = [bench for bench in left if not bench.node.gpus or bench.node.gpus >= needed]
+        if not fitting:
+            raise EngineDied(
+                f"No node {f'of the kind {errand.kind} ' if errand.kind else ''}is left for {needed} GPUs.",
+                todo="start nodes and run the same command again; what is measured is kept.",
+            )
+        for bench in fitting:
+            node = bench.node
+            whole = self._exclusive or not node.gpus
+            gpus = node.gpus if whole else needed
+            if self._taken[node.id] + max(1, gpus) <= max(1, node.gpus):
+                self._taken[node.id] += max(1, gpus)
+                return Place(bench, gpus, node.cpus if whole else 1.0)
+        return None
+
+    def give_back(self, place: Place) -> None:
+        self._taken[place.bench.node.id] -= max(1, place.gpus)
+
+
 class _Sweep:
     """A sweep while it runs."""
 
@@ -149,14 +199,13 @@ class _Sweep:
         chosen: Sequence[SpeedSpec],
         corpus: Corpus,
     ) -> None:
-        self._ray, self._benches, self._exclusive = ray, benches, exclusive
+        self._ray, self._benches = ray, benches
         self._plan, self._chosen = plan, chosen
         self._corpus = ray.put(corpus)
         self._finished: dict[tuple[str | None, str], Finished] = {}
         self._waiting: deque[Errand] = deque()
         self._running: list[_Running] = []
-        self._taken: Counter[str] = Counter()  # GPUs of each node; a node without any counts as one
-        self._gone: set[str] = set()
+        self._places = Places(benches, exclusive)
 
     def run(self) -> list[list[Finished]]:
         """See `run_sweep_on`."""
@@ -199,54 +248,17 @@ class _Sweep:
         """Give every errand that finds room a node."""
         for _ in range(len(self._waiting)):
             errand = self._waiting.popleft()
-            bench = self._room(errand)
-            if bench is None:
+            place = self._places.take(errand)
+            if place is None:
                 self._waiting.append(errand)
                 continue
-            gpus = self._share(errand, bench.node)
-            self._taken[bench.node.id] += max(1, gpus)
-            first = errand.cells[0]
-            answers = (
-                self._ray.remote(measure_group)
-                .options(
-                    num_cpus=bench.node.cpus if self._whole(bench.node) else 1,
-                    num_gpus=gpus,
-                    num_returns="streaming",
-                    max_retries=0,
-                    scheduling_strategy=_on(bench.node),
-                )
-                .remote(
-                    errand.cells, self._corpus, self._plan.subjects[first.model].fingerprint, self._plan.seed
-                )
-            )
-            self._running.append(_Running(errand, bench, gpus, answers))
-
-    def _whole(self, node: Node) -> bool:
-        return self._exclusive or not node.gpus
-
-    def _share(self, errand: Errand, node: Node) -> int:
-        """GPUs that an errand takes on a node."""
-        return node.gpus if self._whole(node) else errand.cells[0].serving.tensor_parallel_size
-
-    def _room(self, errand: Errand) -> Bench | None:
-        """The first node with as many free GPUs as the errand needs.
-
-        Raises:
-            EngineDied: no node of its kind is left.
-        """
-        needed = errand.cells[0].serving.tensor_parallel_size
-        benches = [b for b in self._benches[errand.kind] if b.node.id not in self._gone]
-        fitting = [b for b in benches if not b.node.gpus or b.node.gpus >= needed]
-        if not fitting:
-            raise EngineDied(
-                f"No node {f'of the kind {errand.kind} ' if errand.kind else ''}is left for {needed} GPUs.",
-                todo="start nodes and run the same command again; what is measured is kept.",
-            )
-        for bench in fitting:
-            node = bench.node
-            if self._taken[node.id] + max(1, self._share(errand, node)) <= max(1, node.gpus):
-                return bench
-        return None
+            task = self._ray.remote(measure_group).options(
+                num_cpus=place.cpus, num_gpus=place.gpus, num_returns="streaming", max_retries=0,
+                scheduling_strategy=_on(place.bench.node),
+            )  # fmt: skip
+            weights = self._plan.subjects[errand.cells[0].model].fingerprint
+            answers = task.remote(errand.cells, self._corpus, weights, self._plan.seed)
+            self._running.append(_Running(errand, place, answers))
 
     def _listen(self, total: int) -> None:
         """Take what the running errands have sent."""
@@ -265,7 +277,7 @@ class _Sweep:
     def _hear(self, running: _Running, news: Said | CellFiles | Ended, total: int) -> None:
         match news:
             case Said(text):
-                self._plan.progress.phase(f"node {running.bench.node.number}: {text}")
+                self._plan.progress.phase(f"node {running.place.bench.node.number}: {text}")
             case CellFiles(files):
                 found = _keep(self._plan.store, files)
                 cell = SpeedSpec.model_validate(found.record.spec)
@@ -274,19 +286,19 @@ class _Sweep:
                 self._plan.progress.cell(len(self._finished), total, outcome(found.record))
             case Ended(EvalError() as error):
                 raise type(error)(
-                    f"{running.bench.node.name}: {error.what}", cause=error.cause, todo=error.todo
+                    f"{running.place.bench.node.name}: {error.what}", cause=error.cause, todo=error.todo
                 )
             case Ended():
                 self._end(running)
 
     def _end(self, running: _Running) -> None:
         self._running.remove(running)
-        self._taken[running.bench.node.id] -= max(1, running.gpus)
+        self._places.give_back(running.place)
 
     def _lose(self, running: _Running, reason: str) -> None:
         """A task or its node is gone; what it had not sent is measured elsewhere, or there once more."""
         self._end(running)
-        node, errand = running.bench.node, running.errand
+        node, errand = running.place.bench.node, running.errand
         self._plan.progress.phase(f"{node.name} lost its cells: {reason}")
         errand.losses += 1
         if errand.losses >= MOST_LOSSES:
@@ -297,7 +309,7 @@ class _Sweep:
             )
         time.sleep(1.0)  # Ray learns of a dead node a moment later
         alive = {found["NodeID"] for found in self._ray.nodes() if found["Alive"]}
-        self._gone = {bench.node.id for benches in self._benches.values() for bench in benches} - alive
+        self._places.gone = {bench.node.id for benches in self._benches.values() for bench in benches} - alive
         self._waiting.append(errand)
 
 

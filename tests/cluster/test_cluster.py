@@ -127,9 +127,9 @@ def test_a_node_with_other_versions_is_refused_and_a_killed_driver_resumes(nodes
     node = nodes(num_cpus=1)
     code = (
         "import sys; from cluster import test_cluster as t, conftest as c; from pathlib import Path\n"
-        "import types, time\n"
+        "import os, types, time\n"
         f"nodes = types.SimpleNamespace(cluster=types.SimpleNamespace(address={nodes.cluster.address!r}))\n"
-        "t.score(nodes, Path(sys.argv[1]), c.Watcher(lambda: (print('written', flush=True), time.sleep(60))))"
+        "t.score(nodes, Path(sys.argv[1]), c.Watcher(lambda: (os.write(1, b'written\\n'), time.sleep(60))))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
