@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import pandas as pd
-
 from evalsuite.cluster.blocks import BlockQueue
 from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
 from evalsuite.cluster.dispatch import BlockScores, Tally, dispatch
@@ -24,7 +22,8 @@ from evalsuite.core.errors import UsageError
 from evalsuite.core.record import ModelFacts, Record, Status, Worker, status_of
 from evalsuite.core.spec import PerplexitySpec, spec_hash
 from evalsuite.core.telemetry import Telemetry
-from evalsuite.engines.scorers import ScorerChoice, choose_scorer
+from evalsuite.engines.scorers import ScorerChoice
+from evalsuite.engines.vllm_arguments import built_for_cpu
 from evalsuite.measure.perplexity import Progress, ScoringRun, perplexity_of, summarise, window_row
 from evalsuite.run.perplexity import (
     Finished,
@@ -74,27 +73,27 @@ def run_perplexity_on(
             todo="run the command once for each.",
         )
     request = prepare_request(spec, store.root, progress)
-    scorer = choose_scorer(spec, request.checkpoint)
     if note := open_to_others(address):
         progress.phase(note)
     progress.phase(f"connecting to the cluster at {address}")
     with connected(address) as ray:
-        pool = RayPool(ray, _order(ray, choice, spec, request, scorer), progress)
+        pool = RayPool(ray, _order(ray, choice, spec, request), progress)
         try:
-            return _carry_out(pool, spec, request, scorer, store, progress, mode)
+            return _carry_out(pool, spec, request, store, progress, mode)
         finally:
             pool.close()
 
 
-def _order(
-    ray: Any, choice: ClusterChoice, spec: PerplexitySpec, request: Request, scorer: ScorerChoice
-) -> Order:
-    threads: int | None = int(given) if (given := scorer.identity["cpu_threads"]) else None
-    cpu_only = scorer.engine == "vllm" and scorer.identity["device"] == "cpu"
+def _order(ray: Any, choice: ClusterChoice, spec: PerplexitySpec, request: Request) -> Order:
+    """What each worker gets: as many threads as the engine would have here, or GPUs where there are any."""
+    from evalsuite.engines.torch import torch_threads  # torch takes seconds to import
+
+    threads = torch_threads()
+    cpu_only = spec.engine == "vllm" and built_for_cpu()
     if not cpu_only and any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes()):
         demand = Demand(1.0, spec.tensor_parallel_size)
     else:
-        demand = Demand(float(spec.tensor_parallel_size * (threads or 1)), 0)
+        demand = Demand(float(spec.tensor_parallel_size * threads), 0)
     stream = request.text.stream
     return Order(
         spec=spec, ids=stream.ids, window_bos=stream.window_bos,
@@ -107,15 +106,14 @@ def _carry_out(
     pool: RayPool,
     spec: PerplexitySpec,
     request: Request,
-    scorer: ScorerChoice,
     store: RunStore,
     progress: ClusterProgress,
     mode: ResumeMode,
 ) -> Finished:
     worker, opened = pool.first()
-    facts, text = opened.facts, request.text
+    facts, scorer, text = opened.facts, opened.choice, request.text
     request.check_loaded(facts, spec)
-    identity = request.identity(spec) | opened.identity
+    identity = request.identity(spec) | scorer.identity
     folder = store.begin(spec.kind, request.checkpoint.slug, spec_hash(spec), identity, mode)
     tally = Tally()
     try:
@@ -125,7 +123,7 @@ def _carry_out(
                 (folder.path / "head.safetensors").write_bytes(pool.head())
         closings = pool.finish()
         results = summarise(
-            pd.DataFrame(folder.rows), available=text.available,
+            folder.rows.frame(), available=text.available,
             load_s=max(opened.load_s for _, opened in pool.opened.values()), scoring=scoring,
         )  # fmt: skip
         record = _record(pool, folder, spec, "ok", scorer, facts, text, tally)
@@ -152,12 +150,12 @@ def _score(
     """Score what `folder` does not have yet."""
     done, total = len(folder.rows), len(text.windows)
     if folder.rows:
-        batch = folder.rows[-1]["batch"]
+        batch = int(folder.rows[-1]["batch"])
     else:
         batch = opened.largest_batch if spec.batch_size == "auto" else spec.batch_size
     assert batch is not None, "a worker measures where the spec leaves it open"
-    nats = math.fsum(row["nats"] for row in folder.rows)
-    scored: int = sum(row["scored"] for row in folder.rows)
+    nats = math.fsum(folder.rows.column("nats"))
+    scored = int(sum(folder.rows.column("scored")))
     before, forward = scored, 0
 
     def write(blocks: Sequence[FinishedBlock]) -> None:

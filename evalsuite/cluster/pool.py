@@ -54,7 +54,7 @@ class Order:
     ids: NDArray[np.int64] = field(repr=False)
     window_bos: int | None
     fingerprint: str
-    threads: int | None
+    threads: int
     driver: Machine
     demand: Demand
     gpu_kind: str | None = None
@@ -283,8 +283,9 @@ class RayPool:
         mine, theirs = opened.facts, first.facts
         if mine.device_name != theirs.device_name:
             return f"it has {mine.device_name}, and the run is on {theirs.device_name}"
-        if opened.identity != first.identity or mine.computed != theirs.computed:
-            keys = [key for key, value in first.identity.items() if opened.identity.get(key) != value]
+        here, there = opened.choice.identity, first.choice.identity
+        if here != there or mine.computed != theirs.computed:
+            keys = [key for key, value in there.items() if here.get(key) != value]
             return f"it would compute otherwise: {', '.join(keys) or mine.computed}"
         return None
 

@@ -9,7 +9,6 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from evalsuite.data.models import find_checkpoint
 from evalsuite.data.tokens import TokenStream
 from evalsuite.data.windows import cut, window
 from evalsuite.engines.base import Scorer
-from evalsuite.engines.scorers import choose_scorer, open_scorer
+from evalsuite.engines.scorers import ScorerChoice, choose_scorer, open_scorer
 from evalsuite.telemetry.machine import read_machine
 
 
@@ -42,12 +41,12 @@ class Opened:
     """A loaded model.
 
     Attributes:
-        identity: what the engine's samples depend on, as `evalsuite.engines.scorers.ScorerChoice` has it.
+        choice: the engine, and what its samples depend on.
         largest_batch: by measurement; None where the spec gives the batch size.
     """
 
     facts: ModelFacts
-    identity: dict[str, Any]
+    choice: ScorerChoice
     load_s: float
     largest_batch: int | None
 
@@ -74,12 +73,11 @@ class ScoringWorker:
 
     Args:
         spec: of the run.
-        threads: on the CPU, as the driver has them, since rounding depends on it; None leaves it open.
+        threads: on the CPU, as the driver has them, since rounding depends on it.
     """
 
-    def __init__(self, spec: PerplexitySpec, threads: int | None) -> None:
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    def __init__(self, spec: PerplexitySpec, threads: int) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
         self._spec = spec
         self._scorer: Scorer | None = None
         self._stream: TokenStream | None = None
@@ -105,7 +103,7 @@ class ScoringWorker:
                 largest = self._scorer.largest_batch(next(cut(self._stream, [first])))
         except EvalError as error:
             return error
-        return Opened(self._scorer.facts, choice.identity, self._scorer.load_s, largest)
+        return Opened(self._scorer.facts, choice, self._scorer.load_s, largest)
 
     def score(self, block: Block) -> BlockScores | EvalError:
         """Score a block batch by batch."""

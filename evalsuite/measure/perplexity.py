@@ -79,13 +79,13 @@ def score_windows(
     done = len(folder.rows)
     todo = list(windows[done:])
     if folder.rows:
-        batch_size = folder.rows[-1]["batch"]
+        batch_size = int(folder.rows[-1]["batch"])
     elif batch_size is None and todo:
         progress.phase("finding the largest batch that fits")
         batch_size = scorer.largest_batch(next(cut(stream, todo[:1])))
     size = batch_size or 1
-    nats = math.fsum(row["nats"] for row in folder.rows)
-    scored: int = sum(row["scored"] for row in folder.rows)
+    nats = math.fsum(folder.rows.column("nats"))
+    scored = int(sum(folder.rows.column("scored")))
     scored_before, forward = scored, 0
     warnings: list[str] = []
     progress.phase("scoring")

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
 from evalsuite.core.errors import NotEngaged, StorageError, UsageError
 from evalsuite.core.protocol import WindowProtocol
@@ -145,7 +143,7 @@ def run_perplexity(
         if spec.keep_hidden:
             scorer.save_head(folder.path / "head.safetensors")
         results = summarise(
-            pd.DataFrame(folder.rows), available=text.available, load_s=scorer.load_s, scoring=scoring
+            folder.rows.frame(), available=text.available, load_s=scorer.load_s, scoring=scoring
         )
         record = perplexity_record(folder, spec, "ok", choice, scorer.facts, text).model_copy(
             update={"results": results, "telemetry": scorer.memory()}
