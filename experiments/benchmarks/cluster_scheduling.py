@@ -253,6 +253,7 @@ def main() -> None:
         "death_share": DEATHS, "return_s": RETURN_S,
     }  # fmt: skip
     sizes = [(10, 10_000), (100, 100_000), (1000, 100_000), (1000, args.windows)]
+    document["load_average_1min"] = os.getloadavg()[0]  # of whoever else is on this machine
     for name, work in {
         "real": lambda: real(args.limit, (1, 2)),
         "simulated": lambda: [simulate(*size, memory=False) | simulate(*size, memory=True) for size in sizes],

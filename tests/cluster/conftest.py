@@ -67,17 +67,25 @@ def ray_cluster():
     cluster.shutdown()
 
 
+@pytest.fixture(scope="session")
+def pair(ray_cluster):
+    """Two nodes of the kind "pair", one of which is also "alpha" and the other "beta"."""
+    for kind in ("alpha", "beta"):
+        ray_cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1", resources={kind: 1, "pair": 1})
+    return ray_cluster.address
+
+
 @pytest.fixture
 def nodes(ray_cluster):
-    """Adds nodes for one test."""
+    """Adds nodes for one test, of a kind that keeps it among them."""
     added = []
 
-    def add(**resources):
-        node = ray_cluster.add_node(**{"num_cpus": 1, "node_ip_address": "127.0.0.1"} | resources)
+    def add(kind, **options):
+        node = ray_cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", resources={kind: 1}, **options)
         added.append(node)
         return node
 
-    add.cluster = ray_cluster
+    add.cluster, add.address = ray_cluster, ray_cluster.address
     yield add
     for node in added:
         if node in ray_cluster.list_all_nodes():

@@ -26,9 +26,9 @@ pytestmark = pytest.mark.xdist_group("ray")
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def score(nodes, folder, watcher=None, spec=None, **choice):
+def score(address, kind, folder, watcher=None, spec=None, workers=None):
     watcher = watcher or Watcher()
-    chosen = ClusterChoice(nodes.cluster.address, **choice)
+    chosen = ClusterChoice(address, gpu_kinds=(kind,), workers=workers)
     return run_perplexity_on(chosen, spec or small_spec(), RunStore(folder), watcher), watcher
 
 
@@ -57,10 +57,9 @@ def raylet_pid(node):
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_gives_the_run_of_one_machine(nodes, tmp_path, alone, workers):
-    for _ in range(2):
-        nodes(num_cpus=2)
-    found, watcher = score(nodes, tmp_path, workers=workers, spec=small_spec(keep_hidden=workers == 2))
+def test_any_number_of_workers_gives_the_run_of_one_machine(pair, tmp_path, alone, workers):
+    spec = small_spec(keep_hidden=workers == 2)
+    found, watcher = score(pair, "pair", tmp_path, workers=workers, spec=spec)
     require_same(found, alone)
     assert watcher.counts[-1] == len(found.record.workers) <= workers
     assert found.record.workers[0].machine == found.record.machine
@@ -72,20 +71,20 @@ def test_any_number_of_workers_gives_the_run_of_one_machine(nodes, tmp_path, alo
 
 
 def test_a_killed_worker_and_a_dead_node_lose_nothing(nodes, tmp_path, alone):
-    first = nodes(num_cpus=1)
+    first = nodes("doomed")
 
     def kill_worker():
         (process,) = workers_of(raylet_pid(first))
         process.kill()
 
     def replace_node():
-        nodes(num_cpus=1)
+        nodes("doomed")
         processes = workers_of(raylet_pid(first))
         assert len(processes) == 1
         nodes.cluster.remove_node(first, allow_graceful=False)
         assert not psutil.wait_procs(processes, timeout=20)[1]
 
-    found, watcher = score(nodes, tmp_path, Watcher(kill_worker, replace_node))
+    found, watcher = score(nodes.address, "doomed", tmp_path, Watcher(kill_worker, replace_node))
     require_same(found, alone)
     names = [worker.name.partition(" on ") for worker in found.record.workers]
     assert [name for name, _, _ in names] == ["worker 1", "worker 2", names[-1][0]]
@@ -95,8 +94,7 @@ def test_a_killed_worker_and_a_dead_node_lose_nothing(nodes, tmp_path, alone):
     assert sum("is gone" in phase for phase in watcher.phases) >= 2
 
 
-def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(nodes, tmp_path, demo_folder):
-    nodes(num_cpus=1)
+def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(pair, tmp_path, demo_folder):
     poisoned = tmp_path / "poisoned"
     poisoned.mkdir()
     for path in demo_folder.iterdir():
@@ -108,7 +106,7 @@ def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(nodes, tmp_
     tensors[name] = tensors[name] * float("nan")
     save_file(tensors, poisoned / weights.name, metadata={"format": "pt"})
     with pytest.raises(NonFiniteScore, match="worker 1 on node"):
-        score(nodes, tmp_path, spec=small_spec(model=str(poisoned)))
+        score(pair, "alpha", tmp_path, spec=small_spec(model=str(poisoned)), workers=1)
     (partial,) = tmp_path.glob("poisoned/ppl-*.partial")
     record = json.loads((partial / "run.json").read_text())
     assert (record["status"], record["results"]) == ("failed", None)
@@ -120,16 +118,15 @@ def test_a_node_with_other_versions_is_refused_and_a_killed_driver_resumes(nodes
     other = tmp_path / "other" / "transformers-0.0.1.dist-info"
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 0.0.1\n")
-    nodes(num_cpus=1, env_vars={"PYTHONPATH": f"{other.parent}:{os.environ.get('PYTHONPATH', '')}"})
+    nodes("odd", env_vars={"PYTHONPATH": f"{other.parent}:{os.environ.get('PYTHONPATH', '')}"})
     with pytest.raises(UsageError, match="No node of the cluster may take part") as found:
-        score(nodes, tmp_path)
+        score(nodes.address, "odd", tmp_path)
     assert "was refused: it has transformers 0.0.1, not" in found.value.cause
-    node = nodes(num_cpus=1)
+    node = nodes("odd")
     code = (
-        "import sys; from cluster import test_cluster as t, conftest as c; from pathlib import Path\n"
-        "import os, types, time\n"
-        f"nodes = types.SimpleNamespace(cluster=types.SimpleNamespace(address={nodes.cluster.address!r}))\n"
-        "t.score(nodes, Path(sys.argv[1]), c.Watcher(lambda: (os.write(1, b'written\\n'), time.sleep(60))))"
+        "import os, sys, time; from pathlib import Path; from cluster import test_cluster as t\n"
+        "watcher = t.Watcher(lambda: (os.write(1, b'written\\n'), time.sleep(60)))\n"
+        f"t.score({nodes.address!r}, 'odd', Path(sys.argv[1]), watcher)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
@@ -145,7 +142,7 @@ def test_a_node_with_other_versions_is_refused_and_a_killed_driver_resumes(nodes
     while workers_of(raylet_pid(node)):
         assert time.monotonic() < end, "the dead driver's worker lives on"
         time.sleep(0.1)
-    found, watcher = score(nodes, tmp_path, workers=1)
+    found, watcher = score(nodes.address, "odd", tmp_path, workers=1)
     assert watcher.done[0] == found.record.results.resumed_from_window == len(before)
     require_same(found, alone)
     assert len(found.record.workers) == 1
@@ -153,6 +150,6 @@ def test_a_node_with_other_versions_is_refused_and_a_killed_driver_resumes(nodes
     assert any("was refused: it has transformers 0.0.1" in warning for warning in found.record.warnings)
 
 
-def test_a_cluster_without_room_is_refused(nodes, tmp_path):
-    with pytest.raises(UsageError, match="No node of the cluster has 1 CPUs"):
-        score(nodes, tmp_path)
+def test_a_cluster_without_room_is_refused(pair, tmp_path):
+    with pytest.raises(UsageError, match="No node of the cluster has 1 CPUs of the kind nowhere"):
+        score(pair, "nowhere", tmp_path)

@@ -17,9 +17,7 @@ from evalsuite.store.runs import RunStore, load_record
 
 
 @pytest.mark.xdist_group("ray")
-def test_every_kind_of_node_measures_every_cell_and_the_second_time_finds_them(nodes, tmp_path):
-    nodes(num_cpus=1, resources={"alpha": 1})
-    nodes(num_cpus=1, resources={"beta": 1})
+def test_every_kind_of_node_measures_every_cell_and_the_second_time_finds_them(pair, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 60)
     corpus = load_corpus(str(text))
@@ -29,7 +27,7 @@ def test_every_kind_of_node_measures_every_cell_and_the_second_time_finds_them(n
     text.unlink()  # it travels through the object store
     watcher, store = Sweeping(), RunStore(tmp_path / "results")
     plan = Plan(store, subjects, 0, "auto", watcher)
-    choice = ClusterChoice(nodes.cluster.address, gpu_kinds=("alpha", "beta"))
+    choice = ClusterChoice(pair, gpu_kinds=("alpha", "beta"))
     machine, gpus = survey(choice, watcher)
     assert gpus == 0
     found = run_sweep_on(choice, plan, [cell], corpus)
@@ -41,14 +39,14 @@ def test_every_kind_of_node_measures_every_cell_and_the_second_time_finds_them(n
         assert load_record(one.path) == one.record
         assert one.record.run_id == f"demo/{one.path.name}"
         assert one.record.machine == machine
-        for name in one.record.files:
-            assert (one.path / name).stat().st_size > 0
+        assert {"tokens.parquet", "telemetry.parquet"} <= set(one.record.files)
+        assert all((one.path / name).is_file() for name in one.record.files)
     assert len({one.path for (one,) in found}) == 2
     again = run_sweep_on(choice, plan, [cell], corpus)
     assert {one.path for (one,) in again} <= {one.path for (one,) in found}
     assert len(watcher.cells) == 2
     with pytest.raises(UsageError, match="of the kind gamma"):
-        survey(ClusterChoice(nodes.cluster.address, gpu_kinds=("gamma",)), watcher)
+        survey(ClusterChoice(pair, gpu_kinds=("gamma",)), watcher)
 
 
 class Shelf:
