@@ -131,13 +131,13 @@ class Run:
     """An experiment with its places.
 
     Attributes:
-        score: what scores an arm; `run_perplexity` does it here.
+        score: what scores an arm elsewhere; None scores it here.
     """
 
     experiment: Experiment
     store: RunStore
     work: Path
-    score: Callable[[PerplexitySpec, RunStore, Any], Finished] = run_perplexity
+    score: Callable[[PerplexitySpec, RunStore, Any], Finished] | None = None
 
     @cached_property
     def source(self) -> Checkpoint:
@@ -182,7 +182,7 @@ class Run:
                 quantized = self._quantize(arm, watcher)
             if scored is None:
                 step = watcher.scoring(f"{arm.name}: scoring")
-                scored = self.score(self._ppl_spec(str(folder)), self.store, step)
+                scored = (self.score or run_perplexity)(self._ppl_spec(str(folder)), self.store, step)
             step = watcher.scoring(f"{arm.name}: comparing")
             compared = run_compare(baseline.path, scored.path, self.store, step, self.experiment.device)
         if not self.experiment.keep:
@@ -198,7 +198,9 @@ class Run:
                 return found
         self._copy_source(watcher)
         name = self.experiment.arms[0].name
-        return self.score(self._ppl_spec(self.base), self.store, watcher.scoring(f"{name}: scoring"))
+        return (self.score or run_perplexity)(
+            self._ppl_spec(self.base), self.store, watcher.scoring(f"{name}: scoring")
+        )
 
     def _quantize(self, arm: Arm, watcher: Watcher) -> QuantizeResult:
         folder, found = self._folder(arm), self._find_quantized(arm)

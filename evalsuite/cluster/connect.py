@@ -52,7 +52,8 @@ def resolve(address: str) -> str:
             "--cluster needs Ray, which is not installed.", todo="pip install 'hlwq-eval[ray]'"
         )
     if address == "auto":
-        current = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        current = Path(temporary) / "ray" / "ray_current_cluster"
         known = os.environ.get("RAY_ADDRESS") or (current.read_text().strip() if current.is_file() else "")
         if not known or known == "auto":
             raise UsageError(

@@ -299,6 +299,8 @@ class _Sweep:
         """A task or its node is gone; what it had not sent is measured elsewhere, or there once more."""
         self._end(running)
         node, errand = running.place.bench.node, running.errand
+        if not errand.cells:
+            return
         self._plan.progress.phase(f"{node.name} lost its cells: {reason}")
         errand.losses += 1
         if errand.losses >= MOST_LOSSES:

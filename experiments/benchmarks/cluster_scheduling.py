@@ -10,7 +10,12 @@ Three parts:
    which is all work over all workers.
 2. The same with every line written to a run folder, as a run does.
 3. Real workers on a Ray cluster of this machine, on loopback: windows a second against the number of workers,
-   and the time of an empty block there and back. The built-in model, few windows.
+   the time of an empty block there and back, and the driver's time for one of many that are under way. The
+   built-in model, few windows.
+
+Where it bends follows from these: a driver feeds no more workers than ``TARGET_S`` over Ray's time for a
+block, and no more windows a second than it can write. Memory grows by the columns of the samples, 72 bytes a
+window, and by what waits behind the slowest block.
 """
 
 import argparse
@@ -23,13 +28,15 @@ import resource
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evalsuite.cluster.blocks import Block, BlockQueue
+from evalsuite.cluster.blocks import TARGET_S, Block, BlockQueue
 from evalsuite.cluster.connect import LOOPBACK_VARIABLE, ClusterChoice
 from evalsuite.cluster.dispatch import BlockScores, Event, Finished, Joined, Left, Scored, Tally, dispatch
 from evalsuite.core.protocol import PROTOCOLS
@@ -158,6 +165,12 @@ def written(workers: int, windows: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """In a process of its own, whose memory nothing has used before."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
 def resident_bytes() -> int:
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * resource.getpagesize()
@@ -235,9 +248,17 @@ def round_trip(address: str) -> dict[str, float]:
             actor.score.remote(Block(number, number + BATCH, BATCH)).future().add_done_callback(inbox.put)
             inbox.get().result()
             times.append(time.monotonic() - began)
+        count = 2000
+        began = time.monotonic()
+        for number in range(count):
+            actor.score.remote(Block(number, number + BATCH, BATCH)).future().add_done_callback(inbox.put)
+        for _ in range(count):
+            inbox.get().result()
+        many_s = (time.monotonic() - began) / count
     kept = np.array(times[100:])
     return {
-        "median_s": float(np.median(kept)), "p99_s": float(np.quantile(kept, 0.99)), "n": len(kept)
+        "median_s": float(np.median(kept)), "p99_s": float(np.quantile(kept, 0.99)), "n": len(kept),
+        "of_many_s": many_s,
     }  # fmt: skip
 
 
@@ -249,15 +270,19 @@ def main() -> None:
     args = parser.parse_args()
     document: dict[str, Any] = {"benchmark": "cluster-scheduling", "machine": read_machine().model_dump()}
     document["settings"] = {
-        "batch": BATCH, "window_s": WINDOW_S, "straggler_share": STRAGGLERS, "straggler_factor": SLOWER,
-        "death_share": DEATHS, "return_s": RETURN_S,
+        "target_s": TARGET_S, "batch": BATCH, "window_s": WINDOW_S, "straggler_share": STRAGGLERS,
+        "straggler_factor": SLOWER, "death_share": DEATHS, "return_s": RETURN_S,
     }  # fmt: skip
     sizes = [(10, 10_000), (100, 100_000), (1000, 100_000), (1000, args.windows)]
     document["load_average_1min"] = os.getloadavg()[0]  # of whoever else is on this machine
     for name, work in {
         "real": lambda: real(args.limit, (1, 2)),
         "simulated": lambda: [simulate(*size, memory=False) | simulate(*size, memory=True) for size in sizes],
-        "written": lambda: [written(*size) for size in sizes],
+        "written": lambda: [alone(written, *size) for size in sizes],
+        "bends": lambda: {
+            "workers_at_target": TARGET_S / document["real"]["round_trip_s"]["of_many_s"],
+            "windows_per_s": 1 / document["written"][-1]["wall_s_per_window"],
+        },
     }.items():
         document[name] = work()
         print(json.dumps({name: document[name]}, indent=1), flush=True)
