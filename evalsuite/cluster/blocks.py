@@ -19,7 +19,7 @@ TARGET_S = 2.0  # how long a block shall take: long against a message, short aga
 MOST_BATCHES = 64
 SHARE = 4  # towards the end a block is no more than this part of what each worker has left to do
 LATE, PATIENCE_S = 3.0, 10.0  # a block so many times slower than expected, and so old, gets a second worker
-MOST_HELD = 1 << 16  # of finished blocks without hidden states, about half a kilobyte each
+MOST_HELD = 1 << 18  # finished windows, without hidden states, that wait for an earlier block
 MOST_LOSSES = 3  # workers that one block may cost
 
 
@@ -49,7 +49,7 @@ class BlockQueue(Generic[Result]):
         total: windows of the run.
         done: of these, already on the disk.
         batch: windows a batch.
-        held: finished blocks that may wait for an earlier one; beyond it, free workers repeat that one.
+        held: finished windows that may wait for an earlier block; beyond it, free workers repeat that block.
         most_batches: in a block.
         patience_s: how old a block must be before a second worker may be put on it.
 
@@ -77,6 +77,7 @@ class BlockQueue(Generic[Result]):
         self._alone: OrderedDict[int, None] = OrderedDict()  # with one worker, the oldest first
         self._of: dict[str, int] = {}
         self._ready: dict[int, tuple[Block, Result]] = {}
+        self._waiting = 0  # windows in there
         self._losses: Counter[int] = Counter()
         self._pace_s: float | None = None  # of one window, on one worker
         self._workers = 0
@@ -94,7 +95,7 @@ class BlockQueue(Generic[Result]):
         if self._returned:
             _, block = heapq.heappop(self._returned)
             block = Block(block.start, block.stop, min(block.batch, self.batch))
-        elif self._next < self.total and len(self._ready) < self._held:
+        elif self._next < self.total and self._waiting < self._held:
             block = self._cut()
         else:
             return self._second(worker, now_s)
@@ -138,10 +139,12 @@ class BlockQueue(Generic[Result]):
             pace_s = (now_s - running.began_s[worker]) / block.windows
             self._pace_s = pace_s if self._pace_s is None else 0.9 * self._pace_s + 0.1 * pace_s
         self._ready[block.start] = (block, result)
+        self._waiting += block.windows
         leaving: deque[tuple[Block, Result]] = deque()
         while found := self._ready.pop(self.frontier, None):
             leaving.append(found)
             self.frontier = found[0].stop
+            self._waiting -= found[0].windows
         return list(leaving)
 
     def lost(self, worker: str, reason: str) -> None:

@@ -40,7 +40,7 @@ from evalsuite.store.folder import RunFolder, storage_errors
 from evalsuite.store.runs import ResumeMode, RunStore
 from evalsuite.telemetry.machine import read_machine
 
-HELD_HIDDEN_BLOCKS = 16  # hidden states are large: fewer wait in the driver's memory
+HELD_HIDDEN_BATCHES = 16  # hidden states are large: fewer wait in the driver's memory
 
 
 class ClusterProgress(Progress, Protocol):
@@ -113,14 +113,14 @@ def _carry_out(
     progress: ClusterProgress,
     mode: ResumeMode,
 ) -> Finished:
-    worker, opened = pool.first()
+    joined, opened = pool.first()
     facts, scorer, text = opened.facts, opened.choice, request.text
     request.check_loaded(facts, spec)
     identity = request.identity(spec) | scorer.identity
     folder = store.begin(spec.kind, request.checkpoint.slug, spec_hash(spec), identity, mode)
     tally = Tally()
     try:
-        scoring = _score(pool, worker, opened, spec, text, folder, progress, tally)
+        scoring = _score(pool, joined, opened, spec, text, folder, progress, tally)
         if spec.keep_hidden:
             with storage_errors(folder.path):
                 (folder.path / "head.safetensors").write_bytes(pool.head())
@@ -142,7 +142,7 @@ def _carry_out(
 
 def _score(
     pool: RayPool,
-    worker: str,
+    joined: Sequence[str],
     opened: Opened,
     spec: PerplexitySpec,
     text: Text,
@@ -175,14 +175,14 @@ def _score(
         progress.scored(len(folder.rows), total, perplexity_of(nats, scored))
 
     queue: BlockQueue[tuple[str, BlockScores]] = (
-        BlockQueue(total, done, batch, held=HELD_HIDDEN_BLOCKS, most_batches=1)
+        BlockQueue(total, done, batch, held=HELD_HIDDEN_BATCHES * batch, most_batches=1)
         if spec.keep_hidden
         else BlockQueue(total, done, batch)
     )
     progress.phase("scoring")
     progress.scored(done, total, perplexity_of(nats, scored))
     began = time.monotonic()
-    dispatch(queue, pool, write, tally, [worker])
+    dispatch(queue, pool, write, tally, joined)
     seconds = time.monotonic() - began
     return ScoringRun(seconds, scored - before, forward, queue.batch, done)
 

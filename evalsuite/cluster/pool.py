@@ -99,7 +99,6 @@ class RayPool:
         self._admitted: set[str] = set()
         self._error: EvalError | None = None
         self._members: dict[str, Member] = {}
-        self._groups: list[Any] = []
         self._named = 0
         self._looked_s = -1e9
         self._alive_s = time.monotonic()
@@ -110,18 +109,17 @@ class RayPool:
     def now_s(self) -> float:
         return time.monotonic()
 
-    def first(self) -> tuple[str, Opened]:
-        """Wait for the first worker.
+    def first(self) -> tuple[list[str], Opened]:
+        """Wait for a worker; returns all that came at once, and what the first of them loaded.
 
         Raises:
             EvalError: what it failed with, or what keeps every node out.
         """
         choose(self._list(), self._order.demand, self._order.gpu_kind)
         while True:
-            for event in self.events():
-                if isinstance(event, Joined):
-                    _, opened = self.opened[event.worker]
-                    return event.worker, opened
+            joined = [event.worker for event in self.events() if isinstance(event, Joined)]
+            if joined:
+                return joined, self.opened[joined[0]][1]
 
     def _list(self) -> list[Node]:
         """All nodes that are alive; new ones get the next numbers."""
@@ -203,18 +201,18 @@ class RayPool:
         gpus = f", {report.machine.gpus[0].name}" if report.machine.gpus else ""
         self._watcher.phase(f"{node.name}: {report.machine.cpu}{gpus}: loading")
         self._admitted.add(node.id)
-        self._fill()
+        self._fill([node])
         return ()
 
     def _refuse(self, node: Node, reason: str) -> None:
         self.refused.append(f"node {node.number} was refused: {reason}")
         self._watcher.phase(f"{node.name} is refused: {reason}")
 
-    def _fill(self) -> None:
-        """Start workers wherever there is room for one, as many as the run may have."""
+    def _fill(self, nodes: Iterable[Node]) -> None:
+        """Start workers on these nodes where there is room, as many as the run may have."""
         order, most = self._order, self._order.workers
         on_node = Counter(member.node.id for member in self._members.values())
-        for node in self._list():
+        for node in nodes:
             if node.id not in self._admitted:
                 continue
             for _ in range(order.demand.places(node) - on_node[node.id]):
@@ -317,7 +315,7 @@ class RayPool:
         if self._deaths[node.id] >= MOST_DEATHS and node.id in self._admitted:
             self._admitted.discard(node.id)
             self._refuse(node, f"{MOST_DEATHS} of its workers died one after the other: {reason}")
-        self._fill()
+        self._fill(self._list())
         return (Left(member.name, reason),) if member.opened else ()
 
     def _drop(self, member: Member) -> None:

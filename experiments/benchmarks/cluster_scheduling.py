@@ -89,6 +89,9 @@ class SimulatedPool:
         self._later(takes_s, Scored(worker, block, scores))
 
     def events(self) -> Sequence[Event]:
+        if self._coming[0][0] > self._clock_s + 1.0:
+            self._clock_s += 1.0
+            return ()
         self._clock_s, _, event = heapq.heappop(self._coming)
         return (event,)
 

@@ -21,7 +21,7 @@ def queue(total=12, done=0, batch=2, workers=2, **options):
     batch=st.integers(1, 7),
     batches_done=st.integers(0, 3),
     workers=st.integers(1, 6),
-    held=st.integers(1, 8),
+    held=st.integers(1, 16),
     choices=st.randoms(use_true_random=False),
 )
 def test_every_window_leaves_once_in_order_and_in_the_batches_of_one_machine(
@@ -106,7 +106,7 @@ def test_losing_one_of_two_workers_on_a_block_keeps_it_with_the_other():
     assert len(made.done("quick", slow, "second", 10.0)) == 2
 
 
-def test_no_more_than_so_many_finished_blocks_wait_for_an_earlier_one():
+def test_no_more_than_so_many_finished_windows_wait_for_an_earlier_block():
     made = queue(total=100, batch=1, held=3, workers=1, most_batches=1)
     made.take("slow", 0.0)
     for _ in range(3):

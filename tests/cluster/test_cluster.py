@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -43,12 +44,13 @@ def require_same(found, alone):
 
 
 def workers_of(root):
-    """Processes of scoring workers under one raylet."""
-    return [
-        p
-        for p in psutil.Process(root).children(recursive=True)
-        if "ScoringWorker" in p.name() + " ".join(p.cmdline())
-    ]
+    """Processes of scoring workers under one raylet; what has just ended is none."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is one
+            if "ScoringWorker" in " ".join((process.name(), *process.cmdline())):
+                found.append(process)
+    return found
 
 
 def raylet_pid(node):
