@@ -38,6 +38,10 @@ class Node:
     def name(self) -> str:
         return f"node {self.number} ({self.address})"
 
+    def is_of(self, kind: str | None) -> bool:
+        """Whether it is of this kind; of None, every node is."""
+        return kind is None or kind.lower() in self.kinds
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -82,7 +86,7 @@ def choose(nodes: Sequence[Node], demand: Demand, kind: str | None) -> list[Node
     Raises:
         UsageError: there is none; or their GPUs are of several kinds, and none was chosen.
     """
-    fitting = [node for node in nodes if demand.places(node) and (kind is None or kind.lower() in node.kinds)]
+    fitting = [node for node in nodes if demand.places(node) and node.is_of(kind)]
     if not fitting:
         wanted = f"{demand.gpus} GPUs" if demand.gpus else f"{demand.cpus:g} CPUs"
         known = sorted({name for node in nodes for name in node.kinds})

@@ -17,7 +17,7 @@ from evalsuite.cluster.blocks import BlockQueue
 from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
 from evalsuite.cluster.dispatch import BlockScores, Tally, dispatch
 from evalsuite.cluster.dispatch import Finished as FinishedBlock
-from evalsuite.cluster.nodes import Demand
+from evalsuite.cluster.nodes import Demand, read_node
 from evalsuite.cluster.pool import Order, RayPool
 from evalsuite.cluster.scorer import Closing, Opened
 from evalsuite.core.cache import CacheCounters, LayerCounters
@@ -93,7 +93,9 @@ def _order(ray: Any, choice: ClusterChoice, spec: PerplexitySpec, request: Reque
 
     threads = torch_threads()
     cpu_only = spec.engine == "vllm" and built_for_cpu()
-    if not cpu_only and any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes()):
+    kind = next(iter(choice.gpu_kinds), None)
+    nodes = [read_node(number, found) for number, found in enumerate(ray.nodes()) if found["Alive"]]
+    if not cpu_only and any(node.gpus and node.is_of(kind) for node in nodes):
         demand = Demand(1.0, spec.tensor_parallel_size)
     else:
         demand = Demand(float(spec.tensor_parallel_size * threads), 0)
@@ -101,7 +103,7 @@ def _order(ray: Any, choice: ClusterChoice, spec: PerplexitySpec, request: Reque
     return Order(
         spec=spec, ids=stream.ids, window_bos=stream.window_bos,
         fingerprint=request.checkpoint.fingerprint(), threads=threads, driver=read_machine(),
-        demand=demand, gpu_kind=next(iter(choice.gpu_kinds), None), workers=choice.workers,
+        demand=demand, gpu_kind=kind, workers=choice.workers,
     )  # fmt: skip
 
 

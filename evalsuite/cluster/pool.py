@@ -132,11 +132,9 @@ class RayPool:
     def _look(self) -> None:
         """Send a task to every node that was not seen before and that has room."""
         self._looked_s = self.now_s()
-        kind = self._order.gpu_kind
         for node in self._list():
-            if node.id in self._deaths or not self._order.demand.places(node):
-                continue
-            if kind is not None and kind.lower() not in node.kinds:
+            fits = self._order.demand.places(node) and node.is_of(self._order.gpu_kind)
+            if node.id in self._deaths or not fits:
                 continue
             self._deaths[node.id] = 0
             self._probing.add(node.id)

@@ -17,10 +17,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cluster.conftest import Watcher, small_spec
-from evalsuite.cluster.connect import ClusterChoice
+from evalsuite.cluster.connect import ClusterChoice, connected
+from evalsuite.cluster.nodes import Demand
 from evalsuite.cluster.perplexity import run_perplexity_on
+from evalsuite.cluster.pool import Order, RayPool
 from evalsuite.core.errors import NonFiniteScore, UsageError
+from evalsuite.data.models import find_checkpoint
+from evalsuite.run.perplexity import prepare_request
 from evalsuite.store.runs import RunStore, load_record
+from evalsuite.telemetry.machine import read_machine
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -150,6 +155,30 @@ def test_a_node_with_other_versions_is_refused_and_a_killed_driver_resumes(nodes
     assert len(found.record.workers) == 1
     assert any("is refused: it has transformers 0.0.1" in phase for phase in watcher.phases)
     assert any("was refused: it has transformers 0.0.1" in warning for warning in found.record.warnings)
+
+
+def test_the_gpus_of_one_engine_are_reserved_on_one_node_and_set_free(nodes, alone):
+    """The GPUs are Ray's alone: this machine has none, and the engine computes on the CPU."""
+    nodes("gpus", num_gpus=4)
+    spec, threads = small_spec(), 1
+    with connected(nodes.address) as ray:
+        stream = prepare_request(spec, Path(), Watcher()).text.stream
+        order = Order(
+            spec=spec, ids=stream.ids, window_bos=stream.window_bos, threads=threads, driver=read_machine(),
+            fingerprint=find_checkpoint("demo").fingerprint(), demand=Demand(0.5, 2), gpu_kind="gpus",
+        )  # fmt: skip
+        pool = RayPool(ray, order, Watcher())
+        joined, opened = pool.first()
+        assert joined[0].startswith("worker ")
+        assert opened.facts.fingerprint == alone.record.model.fingerprint
+        groups = list(ray.util.placement_group_table().values())
+        assert [group["strategy"] for group in groups] == ["STRICT_PACK"] * 2
+        assert [group["bundles"][0] for group in groups] == [{"CPU": 0.5, "GPU": 2.0}] * 2
+        pool.close()
+        end = time.monotonic() + 20
+        while {group["state"] for group in ray.util.placement_group_table().values()} != {"REMOVED"}:
+            assert time.monotonic() < end, "its GPUs are still reserved"
+            time.sleep(0.1)
 
 
 def test_a_cluster_without_room_is_refused(pair, tmp_path):
