@@ -85,7 +85,8 @@ def measure(
         axes = axes.model_copy(update={"modes": ("eager",)})
     chosen, store = cells(axes, serving, workload), RunStore(results)
     machine = place.machine
-    refuse_impossible(chosen, subjects, machine)
+    if place.cluster is None:
+        refuse_impossible(chosen, subjects, machine)  # a node does it for itself
     chosen += _reference(screen, axes, serving, workload, subjects, machine)
     if dry_run:
         bandwidths: dict[int | None, Bandwidth] = {}

@@ -166,7 +166,8 @@ class Places:
         Raises:
             EngineDied: no node of its kind is large enough, or is left.
         """
-        needed = errand.cells[0].serving.tensor_parallel_size
+        serving = errand.cells[0].serving
+        needed = max((gpu + 1 for gpu in serving.gpus), default=serving.tensor_parallel_size)
         left = [bench for bench in self._benches[errand.kind] if bench.node.id not in self.gone]
         fitting = [bench for bench in left if not bench.node.gpus or bench.node.gpus >= needed]
         if not fitting:
@@ -206,6 +207,8 @@ class _Sweep:
         self._waiting: deque[Errand] = deque()
         self._running: list[_Running] = []
         self._places = Places(benches, exclusive)
+        self._seen = {found["NodeID"] for found in ray.nodes()}
+        self._looked_s = time.monotonic()
 
     def run(self) -> list[list[Finished]]:
         """See `run_sweep_on`."""
@@ -225,12 +228,32 @@ class _Sweep:
             self._waiting += [Errand(kind, group) for group in groups(left, plan.seed)]
         try:
             while self._waiting or self._running:
+                self._look()
                 self._start()
                 self._listen(total)
         finally:
             for running in self._running:
                 self._ray.cancel(running.answers, force=True)
         return [[self._finished[kind, spec_hash(cell)] for cell in self._chosen] for kind in kinds]
+
+    def _look(self) -> None:
+        """Let nodes in that came since the sweep began, while cells still wait."""
+        if not self._waiting or time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        new = [n for n in self._ray.nodes() if n["Alive"] and n["NodeID"] not in self._seen]
+        nodes = [read_node(len(self._seen) + place, found) for place, found in enumerate(new, 1)]
+        self._seen |= {node.id for node in nodes}
+        for kind, benches in self._benches.items():
+            like = benches[0].node
+            fitting = [
+                node
+                for node in nodes
+                if node.is_of(kind)
+                and node.accelerator == like.accelerator
+                and bool(node.gpus) == bool(like.gpus)
+            ]
+            benches += _admitted(self._ray, [node for node in fitting if node.cpus >= 1], self._plan.progress)
 
     def _find(self, kind: str | None) -> None:
         """Cells that were measured before on a node like those of this kind."""

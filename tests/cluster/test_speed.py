@@ -63,8 +63,8 @@ class Shelf:
         ]  # fmt: skip
         self.sweep = cluster_speed.Places({None: benches}, exclusive)
 
-    def place(self, gpus):
-        serving = Serving(tensor_parallel_size=gpus, gpus=tuple(range(gpus)))
+    def place(self, gpus, first=0):
+        serving = Serving(tensor_parallel_size=gpus, gpus=tuple(range(first, first + gpus)))
         cell = SpeedSpec(model="m", serving=serving, workload=Workload(corpus="builtin"))
         return self.sweep.take(Errand(None, [cell]))
 
@@ -78,6 +78,11 @@ def test_no_two_cells_share_a_gpu():
     shelf.sweep.give_back(taken[1])
     both = shelf.place(2)
     assert (both.bench.node.id, both.gpus, both.cpus) == ("n0", 2, 1)
+
+
+def test_a_cell_on_the_second_gpu_takes_both():
+    """Ray numbers a task's GPUs from 0, so the second one of a task needs two."""
+    assert Shelf(2).place(1, first=1).gpus == 2
 
 
 def test_an_exclusive_cell_takes_its_whole_node():
