@@ -2,8 +2,11 @@
 
 import json
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.core.errors import UsageError
 
 ALL = "all"
@@ -44,6 +47,36 @@ class CacheStore(StrEnum):
 class Routing(StrEnum):
     model = "model"
     uniform_random = "uniform_random"
+
+
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|HOST:PORT",
+        help="Run on the Ray cluster of this machine, or at this head. Ray trusts its network: keep it to "
+        "loopback or behind a firewall.",
+    ),
+]
+WORKERS = "With --cluster: at most so many workers."
+GPU_KIND = "With --cluster: the kind of GPU, as Ray, a custom resource or a node label names it."
+
+
+def cluster_choice(address: str | None, given: dict[str, Any]) -> ClusterChoice | None:
+    """The cluster that the flags name; None without ``--cluster``.
+
+    Args:
+        given: the flags that need one, with their values.
+
+    Raises:
+        UsageError: one of them was given without it.
+    """
+    if address is not None:
+        kinds = given["--gpu-kind"] or ()
+        return ClusterChoice(address, tuple(kinds), given.get("--workers"), given.get("--exclusive", False))
+    for flag, value in given.items():
+        if value:
+            raise UsageError(f"{flag} is for a cluster.", todo=f"give --cluster auto, or leave {flag} out.")
+    return None
 
 
 def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:

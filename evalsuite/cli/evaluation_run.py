@@ -15,7 +15,9 @@ from evalsuite.cli.perplexity_run import measure as measure_perplexity
 from evalsuite.cli.quantize import quantize_model
 from evalsuite.cli.report import make_report
 from evalsuite.cli.show import Screen
+from evalsuite.cli.speed_run import LiveSweep, Place
 from evalsuite.cli.speed_run import measure as measure_speed
+from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.core.errors import EvalError, MeasurementError, ModelError, UsageError
 from evalsuite.core.spec import PerplexitySpec, QuantizeSpec
 from evalsuite.core.units import si_bytes
@@ -85,6 +87,7 @@ class Job:
     Attributes:
         name: of the file that lists what became of the steps.
         steps: those of the file that were asked for.
+        cluster: where perplexity and speed are measured; None measures here.
     """
 
     evaluation: Evaluation
@@ -93,6 +96,7 @@ class Job:
     results: Path
     work: Path
     screen: Screen
+    cluster: ClusterChoice | None = None
     _models: Models = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,7 +172,7 @@ class Job:
     def _outcome(self, step: Step, cells: Sequence[PlannedCell], screen: Screen) -> StepOutcome:
         name, start = name_of(step), time.monotonic()
         refused = list(dict.fromkeys(cell.refused for cell in cells if cell.refused))
-        if cells and all(cell.refused for cell in cells):
+        if self.cluster is None and cells and all(cell.refused for cell in cells):
             screen.warn(f"{name} cannot run on this machine: {refused[0]}")
             return StepOutcome(name, step.command, "refused", 0.0, refused[0])
         try:
@@ -185,8 +189,9 @@ class Job:
             self._perplexity(step, screen)
         elif isinstance(step, SpeedStep):
             names = [self._models.name(role) for role in self.evaluation.roles(step)]
-            sweep = step.sweep(names, count_visible(len(read_machine().gpus)))
-            measure_speed(screen, sweep, self.results, dry_run=False, mode="auto", no_model=False)
+            place, gpu_count = self._place(screen)
+            sweep = step.sweep(names, gpu_count)
+            measure_speed(screen, place, sweep, self.results, dry_run=False, mode="auto", no_model=False)
         elif isinstance(step, FootprintStep):
             for role in self.evaluation.roles(step):
                 watch_model(screen, step.spec(self._models.name(role)), self.results, again=False)
@@ -199,6 +204,16 @@ class Job:
         else:
             claims = Path(step.claims) if step.claims else None
             make_report(screen, [self.results], step.formats, claims=claims)
+
+    def _place(self, screen: Screen) -> tuple[Place, int]:
+        """Where cells run, and how many GPUs there are."""
+        if self.cluster is None:
+            machine = read_machine()
+            return Place(machine, None), count_visible(len(machine.gpus))
+        from evalsuite.cluster.speed import survey
+
+        machine, gpu_count = survey(self.cluster, LiveSweep(screen))
+        return Place(machine, self.cluster), gpu_count
 
     def _quantize(self, step: QuantizeStep, screen: Screen) -> None:
         folder = self._models.folder
@@ -223,8 +238,9 @@ class Job:
 
     def _score(self, spec: PerplexitySpec, baseline: str | None, screen: Screen) -> None:
         measure_perplexity(
-            screen, spec, self.results, baseline=baseline, inherit=[], mode="auto", again=False
-        )
+            screen, spec, self.results, baseline=baseline, inherit=[], mode="auto", again=False,
+            cluster=self.cluster,
+        )  # fmt: skip
 
     def _is_scored(self, spec: PerplexitySpec) -> bool:
         try:

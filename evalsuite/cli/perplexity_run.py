@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evalsuite.cli.show import Screen
+from evalsuite.cluster.connect import ClusterChoice
+from evalsuite.cluster.perplexity import run_perplexity_on
 from evalsuite.core.errors import NotComparable, UsageError
 from evalsuite.core.record import CompareResult, PerplexityResult, Record
 from evalsuite.core.spans import running_perplexity
@@ -31,6 +33,7 @@ def measure(
     inherit: list[str],
     mode: ResumeMode,
     again: bool = True,
+    cluster: ClusterChoice | None = None,
 ) -> None:
     """Run, show and, with a baseline, compare.
 
@@ -39,6 +42,7 @@ def measure(
             protocol are taken over.
         inherit: fields of the spec that the user left open.
         again: also where finished runs of these specs are there; else those are shown.
+        cluster: whose workers score; None scores here.
     """
     store = RunStore(results)
     base: Finished | None = None
@@ -52,9 +56,15 @@ def measure(
         else:
             role = "baseline"
             base = _run(
-                screen, store, spec.model_copy(update={"model": baseline}), mode, role, there.baseline
+                screen,
+                store,
+                spec.model_copy(update={"model": baseline}),
+                mode,
+                role,
+                there.baseline,
+                cluster,
             )
-    candidate = _run(screen, store, spec, mode, "candidate" if base else "", there.candidate)
+    candidate = _run(screen, store, spec, mode, "candidate" if base else "", there.candidate, cluster)
     compared = there.compared
     if base is not None and compared is None:
         with screen.progress() as progress:
@@ -101,15 +111,19 @@ def _run(
     mode: ResumeMode,
     role: str,
     found: Finished | None,
+    cluster: ClusterChoice | None,
 ) -> Finished:
     if role:
         screen.note(f"{role}: {spec.model}")
-    if found is None:
-        with screen.progress() as progress:
-            finished = run_perplexity(spec, store, progress, mode)
-    else:
+    if found is not None:
         screen.note("scored before")
         finished = found
+    else:
+        with screen.progress() as progress:
+            if cluster is None:
+                finished = run_perplexity(spec, store, progress, mode)
+            else:
+                finished = run_perplexity_on(cluster, spec, store, progress, mode)
     result = finished.record.results
     assert isinstance(result, PerplexityResult)
     for warning in finished.record.warnings:

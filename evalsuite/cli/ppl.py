@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.choices import CachePolicy, CacheStore, Dtype, Engine, json_object, one_gpu
+from evalsuite.cli.choices import (
+    GPU_KIND,
+    WORKERS,
+    CachePolicy,
+    CacheStore,
+    Cluster,
+    Dtype,
+    Engine,
+    cluster_choice,
+    json_object,
+    one_gpu,
+)
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 from evalsuite.core.protocol import PROTOCOLS, protocol
@@ -53,6 +64,9 @@ def ppl(
     moe_expert_store: Annotated[
         CacheStore, typer.Option(help="Where the others are: page-locked memory, or a file.")
     ] = CacheStore.pinned,
+    cluster: Cluster = None,
+    gpu_kind: Annotated[str | None, typer.Option(help=GPU_KIND)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS)] = None,
     keep_hidden: Annotated[
         bool,
         typer.Option("--keep-hidden", help="Keep what a later divergence needs (implied by --baseline)."),
@@ -119,6 +133,7 @@ def ppl(
         inherit=[key for key, value in given.items() if value is None]
         + ([] if options.chose_protocol else ["protocol"]),
         mode="auto" if resume is None else "resume" if resume else "fresh",
+        cluster=cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers}),
     )
 
 

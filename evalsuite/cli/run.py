@@ -1,12 +1,15 @@
 """`hlwq-eval run`: an experiment file, from its models to its tables."""
 
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evalsuite.cli.app import app
+from evalsuite.cli.choices import GPU_KIND, WORKERS, Cluster, cluster_choice
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 
@@ -29,13 +32,17 @@ def run(
     work: Annotated[
         Path, typer.Option(help="Folder for quantized checkpoints and traces; an ablation removes its own.")
     ] = Path("build/experiments"),
+    cluster: Cluster = None,
+    gpu_kind: Annotated[str | None, typer.Option(help=GPU_KIND)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS)] = None,
     results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Run an experiment file: an ablation of several quantizations, or the steps of an evaluation.
 
     Whatever is finished is found again: the same command does only what is missing. A step that fails is
-    shown, and the others go on.
+    shown, and the others go on. On a cluster, models are scored and timed there, and --work must be a folder
+    that every node has under the same path.
     """
     from evalsuite.experiment.ablation import Run
     from evalsuite.experiment.evaluation import Evaluation
@@ -43,13 +50,14 @@ def run(
     from evalsuite.store.runs import RunStore
 
     screen, chosen = Screen(as_json), load_experiment(experiment)
+    on = cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers})
     if isinstance(chosen, Evaluation):
         from evalsuite.cli.choices import words
         from evalsuite.cli.evaluation_run import Job
 
         evaluation = chosen if limit is None else chosen.limited(limit)
         steps = evaluation.chosen(() if only is None else words("--only", only))
-        job = Job(evaluation, steps, experiment.stem, results, work, screen)
+        job = Job(evaluation, steps, experiment.stem, results, work, screen, on)
         if dry_run:
             job.show_plan()
         else:
@@ -59,7 +67,12 @@ def run(
         raise UsageError(f"{experiment.name} has arms and no steps.", todo="leave --only out.")
     if limit is not None:
         chosen = chosen.model_copy(update={"limit": limit})
-    _ablation(screen, Run(chosen, RunStore(results), work), experiment.stem, dry_run)
+    job = Run(chosen, RunStore(results), work)
+    if on is not None:
+        from evalsuite.cluster.perplexity import run_perplexity_on
+
+        job = replace(job, score=partial(run_perplexity_on, on))
+    _ablation(screen, job, experiment.stem, dry_run)
 
 
 def _ablation(screen: Screen, job: "Run", stem: str, dry_run: bool) -> None:

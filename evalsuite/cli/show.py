@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,13 +77,18 @@ class LiveProgress:
         self._screen, self._bar = screen, bar
         self._task: TaskID | None = None
         self._reported = -1
+        self._workers: int | None = None
+        self._began: tuple[float, int] | None = None
+
+    def workers(self, count: int) -> None:
+        self._workers = count
 
     def phase(self, text: str) -> None:
         if text != "scoring":
             self._screen.note(f"{text} …")
 
     def scored(self, done: int, total: int, perplexity: float) -> None:
-        shown = f"perplexity {perplexity:.4g}" if done else ""
+        shown = (f"perplexity {perplexity:.4g}" if done else "") + self._pool(done, total)
         if not self._screen.error.is_terminal:
             tenth = 10 * done // total
             if tenth > self._reported:
@@ -93,6 +99,18 @@ class LiveProgress:
             # the bar's clock starts at windows scored before, so that a resumed run predicts its own pace
             self._task = self._bar.add_task("windows", total=total, completed=done, perplexity=shown)
         self._bar.update(self._task, completed=done, perplexity=shown)
+
+    def _pool(self, done: int, total: int) -> str:
+        """Of a run on a cluster: workers, pace since scoring began, time left."""
+        if self._workers is None:
+            return ""
+        began_s, before = self._began = self._began or (time.monotonic(), done)
+        shown = f"  {self._workers:,} {'worker' if self._workers == 1 else 'workers'}"
+        if done == before:
+            return shown
+        per_s = (done - before) / (time.monotonic() - began_s)
+        left = "" if self._screen.error.is_terminal else f"  {duration((total - done) / per_s)} left"
+        return f"{shown}  {per_s:.3g} windows/s{left}"
 
 
 class LiveQuantization:

@@ -8,12 +8,15 @@ import typer
 from evalsuite.cli.app import app
 from evalsuite.cli.choices import (
     ALL,
+    GPU_KIND,
     CachePolicy,
     CacheStore,
+    Cluster,
     Dtype,
     Engine,
     LoadFormat,
     Routing,
+    cluster_choice,
     json_object,
     numbers,
     sizes,
@@ -91,6 +94,13 @@ def speed(
         str | None, typer.Option(help="Tokenizer folder, file or hub id, if not the model's.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the prompts and the order of the cells.")] = 0,
+    cluster: Cluster = None,
+    gpu_kind: Annotated[
+        list[str] | None, typer.Option(help=f"{GPU_KIND} Several measure every cell on each.")
+    ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="With --cluster: a cell takes its whole node.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -111,12 +121,14 @@ def speed(
     With no MODEL, the built-in model is measured: no GPU and no network needed. Every cell of a sweep is a
     record of its own; the same command goes on where it broke off.
     """
-    from evalsuite.cli.speed_run import measure
+    from evalsuite.cli.speed_run import LiveSweep, Place, measure
     from evalsuite.data.models import DEMO
     from evalsuite.run.options import SpeedOptions, asked
     from evalsuite.telemetry.gpu import count_visible
-    from evalsuite.telemetry.machine import read_gpus
+    from evalsuite.telemetry.machine import read_machine
 
+    screen = Screen(as_json)
+    chosen = cluster_choice(cluster, {"--gpu-kind": gpu_kind, "--exclusive": exclusive})
     options = asked(
         SpeedOptions,
         {
@@ -136,12 +148,29 @@ def speed(
             "trust_remote_code": trust_remote_code,
         },
     )  # fmt: skip
-    gpu_count = count_visible(len(read_gpus()[0]))
+    if chosen is None:
+        place = Place(read_machine(), None)
+        gpu_count = count_visible(len(place.machine.gpus))
+    else:
+        from evalsuite.cluster.speed import survey
+
+        _refuse_on_a_cluster({"--gpus": gpus, "--server-url": server_url, "--dry-run": dry_run})
+        machine, gpu_count = survey(chosen, LiveSweep(screen))
+        place = Place(machine, chosen)
     measure(
-        Screen(as_json), options.sweep((model or DEMO, *(baseline or ())), gpu_count), results,
+        screen, place, options.sweep((model or DEMO, *(baseline or ())), gpu_count), results,
         dry_run=dry_run, mode="auto" if resume is None else "resume" if resume else "fresh",
         no_model=model is None,
     )  # fmt: skip
+
+
+def _refuse_on_a_cluster(given: dict[str, object]) -> None:
+    for flag, value in given.items():
+        if value:
+            raise UsageError(
+                f"{flag} is about this machine, and cells of a cluster run on others.",
+                todo=f"leave out {flag} or --cluster.",
+            )
 
 
 def _modes(text: str | None) -> tuple[Mode, ...] | None:

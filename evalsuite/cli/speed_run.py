@@ -1,10 +1,13 @@
 """What `speed` does once its flags are axes: the forecast or the sweep, its tables and its pictures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalsuite.cli.show import Screen
+from evalsuite.cluster.connect import ClusterChoice
+from evalsuite.cluster.speed import run_sweep_on
 from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.errors import MeasurementError
 from evalsuite.core.record import Machine
@@ -33,7 +36,6 @@ from evalsuite.run.perplexity import Finished
 from evalsuite.run.speed import Plan, run_sweep
 from evalsuite.run.subject import Subject, check_cache_sizes, prepare
 from evalsuite.store.runs import ResumeMode, RunStore
-from evalsuite.telemetry.machine import read_machine
 
 ON_THE_BUILT_IN_MODEL = (
     "No model was named: this is the built-in one, which shows how the command works. "
@@ -41,8 +43,23 @@ ON_THE_BUILT_IN_MODEL = (
 )
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where cells run: here, or on a cluster, whose first node then stands for `machine`."""
+
+    machine: Machine
+    cluster: ClusterChoice | None
+
+
 def measure(
-    screen: Screen, sweep: Sweep, results: Path, *, dry_run: bool, mode: ResumeMode, no_model: bool
+    screen: Screen,
+    place: Place,
+    sweep: Sweep,
+    results: Path,
+    *,
+    dry_run: bool,
+    mode: ResumeMode,
+    no_model: bool,
 ) -> None:
     """Check, then forecast or run, and show.
 
@@ -65,8 +82,9 @@ def measure(
         screen.warn(note)
     axes = available_modes(sweep, _checkpoints(subjects))
     chosen, store = cells(axes, serving, workload), RunStore(results)
-    machine = read_machine()
-    refuse_impossible(chosen, subjects, machine)
+    machine = place.machine
+    if place.cluster is None:
+        refuse_impossible(chosen, subjects, machine)  # a node does it for itself
     chosen += _reference(screen, axes, serving, workload, subjects, machine)
     if dry_run:
         bandwidths: dict[int | None, Bandwidth] = {}
@@ -81,8 +99,11 @@ def measure(
         screen.document([one.as_dict() for one in found])
         return
     progress = LiveSweep(screen)
-    finished = run_sweep(Plan(store, subjects, workload.seed, mode, progress), chosen)
-    _show(screen, store, finished)
+    plan = Plan(store, subjects, workload.seed, mode, progress)
+    cluster = place.cluster
+    by_kind = [run_sweep(plan, chosen)] if cluster is None else run_sweep_on(cluster, plan, chosen, corpus)
+    _show(screen, store, by_kind)
+    finished = [one for kind in by_kind for one in kind]
     screen.document([{"path": str(one.path), **one.record.model_dump(mode="json")} for one in finished])
     failed = sum(one.record.status != "ok" for one in finished)
     if failed:
@@ -128,8 +149,10 @@ class LiveSweep:
         self._screen.error.print(f"[{done} of {total}] {text}", markup=False)
 
 
-def _show(screen: Screen, store: RunStore, finished: Sequence[Finished]) -> None:
-    rows = speed_rows(finished)
+def _show(screen: Screen, store: RunStore, by_kind: Sequence[Sequence[Finished]]) -> None:
+    """Args: by_kind: the cells of each kind of GPU, whose tokens and modes are compared among themselves."""
+    rows = [row for kind in by_kind for row in speed_rows(kind)]
+    finished = [one for kind in by_kind for one in kind]
     everywhere = [*rows, *rows_of_other_devices(store, rows)]
     tables: list[Table[Any]] = []
     if rows:

@@ -3,8 +3,8 @@
 Schema history (a reader refuses a version it does not know):
 
 1. first version: kinds ``ppl``, ``compare`` and ``quantize``.
-2. adds the kinds ``speed`` and ``footprint``, sampled telemetry and expert-cache counters. Records of version
-   1 are valid as they stand.
+2. adds the kinds ``speed`` and ``footprint``, sampled telemetry, expert-cache counters and the workers of a
+   cluster. Records of version 1 are valid as they stand.
 """
 
 import math
@@ -55,6 +55,24 @@ class Machine(Value):
     packages: dict[str, str]
     git_commit: str | None = None
     git_dirty: bool | None = None
+
+
+class Worker(Value):
+    """One of several that shared a run on a cluster.
+
+    Attributes:
+        name: ``worker 3 on node 2``, numbered as they came; it holds no address.
+        machine: of its node, with all of its GPUs.
+        device_name: what it computed on.
+        windows: that it scored and that count.
+        load_s: seconds until it was ready.
+    """
+
+    name: str
+    machine: Machine
+    device_name: str
+    windows: int
+    load_s: float
 
 
 class ModelFacts(Value):
@@ -266,7 +284,11 @@ class QuantizeResult(Value):
 
 
 class Record(Value):
-    """One run. Numbers carry their unit in their name; times are UTC, ISO 8601."""
+    """One run. Numbers carry their unit in their name; times are UTC, ISO 8601.
+
+    Attributes:
+        workers: of a run on a cluster, whose `machine` is that of the first one; else empty.
+    """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
     run_id: str
@@ -278,6 +300,7 @@ class Record(Value):
     spec_hash: str
     protocol: WindowProtocol | None = None
     machine: Machine
+    workers: tuple[Worker, ...] = ()
     model: ModelFacts | None = None
     text: TextFacts | None = None
     results: (

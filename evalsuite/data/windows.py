@@ -14,7 +14,7 @@ COMMON_CONTEXTS = (256, 512, 1024, 1536, 2048, 4096, 8192)
 COMMON_STRIDES = (64, 128, 256, 512, 1024, 1536, 2048, 4096, 8192)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
     """Tokens `start` to `stop` of the text, of which `first_scored` and later are scored.
 

@@ -116,6 +116,9 @@ def engine_arguments(checkpoint: Checkpoint, serving: Serving) -> dict[str, Any]
         "trust_remote_code": serving.trust_remote_code,
         "worker_extension_cls": WORKER_EXTENSION,
     }
+    if serving.tensor_parallel_size > 1:
+        # its default on one machine, and what it would leave for Ray's inside a placement group
+        arguments["distributed_executor_backend"] = "mp"
     if serving.load_format != "auto":
         arguments["load_format"] = serving.load_format
     for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"):

@@ -6,10 +6,11 @@ everything that its weights depend on, so a repeated command does what is missin
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -87,11 +88,16 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """An experiment with its places."""
+    """An experiment with its places.
+
+    Attributes:
+        score: what scores an arm elsewhere; None scores it here.
+    """
 
     experiment: Ablation
     store: RunStore
     work: Path
+    score: Callable[[PerplexitySpec, RunStore, Any], Finished] | None = None
 
     @cached_property
     def source(self) -> Checkpoint:
@@ -136,7 +142,7 @@ class Run:
                 quantized = self._quantize(arm, watcher)
             if scored is None:
                 step = watcher.scoring(f"{arm.name}: scoring")
-                scored = run_perplexity(self._ppl_spec(str(folder)), self.store, step)
+                scored = (self.score or run_perplexity)(self._ppl_spec(str(folder)), self.store, step)
             step = watcher.scoring(f"{arm.name}: comparing")
             compared = run_compare(baseline.path, scored.path, self.store, step, self.experiment.device)
         if not self.experiment.keep:
@@ -152,7 +158,9 @@ class Run:
                 return found
         self._copy_source(watcher)
         name = self.experiment.arms[0].name
-        return run_perplexity(self._ppl_spec(self.base), self.store, watcher.scoring(f"{name}: scoring"))
+        return (self.score or run_perplexity)(
+            self._ppl_spec(self.base), self.store, watcher.scoring(f"{name}: scoring")
+        )
 
     def _quantize(self, arm: Arm, watcher: Watcher) -> QuantizeResult:
         folder, found = self._folder(arm), self._find_quantized(arm)

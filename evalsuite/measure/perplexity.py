@@ -75,13 +75,13 @@ def score_windows(
     done = len(folder.rows)
     todo = list(windows[done:])
     if folder.rows:
-        batch_size = folder.rows[-1]["batch"]
+        batch_size = int(folder.rows[-1]["batch"])
     elif batch_size is None and todo:
         progress.phase("finding the largest batch that fits")
         batch_size = scorer.largest_batch(next(cut(stream, todo[:1])))
     size = batch_size or 1
-    nats = math.fsum(row["nats"] for row in folder.rows)
-    scored: int = sum(row["scored"] for row in folder.rows)
+    nats = math.fsum(folder.rows.column("nats"))
+    scored = int(sum(folder.rows.column("scored")))
     scored_before, forward = scored, 0
     warnings: list[str] = []
     progress.phase("scoring")
@@ -97,15 +97,9 @@ def score_windows(
             size = max(1, size // 2)
             warnings.append(f"a batch of {size * 2} windows did not fit; went on with {size}")
             continue
-        rows: list[dict[str, Any]] = [
-            {
-                "window": w.index, "start": w.start, "first_scored": w.first_scored, "stop": w.stop,
-                "scored": w.scored, "bytes": int(stream.bytes[w.first_scored : w.stop].sum()),
-                "words": int(stream.words[w.first_scored : w.stop].sum()),
-                "nats": math.fsum(score.nats), "batch": size,
-            }
-            for w, score in zip(batch, scores, strict=True)
-        ]  # fmt: skip
+        rows = [
+            window_row(stream, w, math.fsum(score.nats), size) for w, score in zip(batch, scores, strict=True)
+        ]
         folder.append(rows, [score.hidden for score in scores if score.hidden is not None])
         todo = todo[size:]
         nats += sum(row["nats"] for row in rows)
@@ -114,6 +108,20 @@ def score_windows(
         progress.scored(len(folder.rows), len(windows), mean_exp(nats, scored))
     seconds = time.monotonic() - began
     return ScoringRun(seconds, scored - scored_before, forward, size, done, tuple(warnings))
+
+
+def window_row(stream: TokenStream, w: Window, nats: float, batch: int) -> dict[str, Any]:
+    """A window's line in the store.
+
+    Args:
+        nats: Σ −ln p over its scored tokens.
+        batch: windows a forward pass.
+    """
+    return {
+        "window": w.index, "start": w.start, "first_scored": w.first_scored, "stop": w.stop,
+        "scored": w.scored, "bytes": int(stream.bytes[w.first_scored : w.stop].sum()),
+        "words": int(stream.words[w.first_scored : w.stop].sum()), "nats": nats, "batch": batch,
+    }  # fmt: skip
 
 
 def summarise(frame: pd.DataFrame, *, available: int, load_s: float, scoring: ScoringRun) -> PerplexityResult:

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from evalsuite.core.cache import ALL_RESIDENT, CacheCounters
 from evalsuite.core.errors import NotEngaged, StorageError, UsageError
 from evalsuite.core.protocol import WindowProtocol
-from evalsuite.core.record import Record, Status, TextFacts, status_of
+from evalsuite.core.record import Machine, ModelFacts, Record, Status, TextFacts, status_of
 from evalsuite.core.spec import CompareSpec, PerplexitySpec, spec_hash
 from evalsuite.core.units import si_bytes
 from evalsuite.data.corpora import Corpus, load_corpus, sha256_text
@@ -62,15 +60,42 @@ def prepare_text(corpus: Corpus, tokenizer: LoadedTokenizer, spec: PerplexitySpe
     return Text(facts, stream, windows, count_windows(len(stream), spec.protocol))
 
 
-def run_perplexity(
-    spec: PerplexitySpec, store: RunStore, progress: Progress, mode: ResumeMode = "auto"
-) -> Finished:
-    """Score a model on a text, resuming an unfinished run of the same spec.
+@dataclass(frozen=True)
+class Request:
+    """What a run needs before the model loads."""
 
-    Whatever ends it early leaves a folder that the same call resumes; the reason is in its record.
+    checkpoint: Checkpoint
+    tokenizer: LoadedTokenizer
+    text: Text
+
+    def identity(self, spec: PerplexitySpec) -> dict[str, Any]:
+        """What the samples depend on besides the engine."""
+        return {
+            "spec": spec.model_dump(mode="json"),
+            "weights": self.checkpoint.fingerprint(),
+            "text": self.text.facts.sha256,
+            "tokenizer": self.tokenizer.sha256,
+            "scored_tokens": sum(w.scored for w in self.text.windows),
+        }
+
+    def check_loaded(self, facts: ModelFacts, spec: PerplexitySpec) -> None:
+        """Refuse a model that turns out not to fit the protocol or the tokenizer.
+
+        Raises:
+            UsageError: its context or its vocabulary is too small.
+        """
+        _check_context(self.checkpoint.name, facts.max_context, spec.protocol)
+        _check_vocabulary(self.tokenizer, facts.vocabulary, self.checkpoint.name)
+
+
+def prepare_request(spec: PerplexitySpec, root: Path, progress: Progress) -> Request:
+    """Find everything, and refuse what cannot be done; no weight is read.
+
+    Args:
+        root: of the results, which must have room.
 
     Raises:
-        EvalError: see core/errors.py; nothing loads before the request is known to make sense.
+        UsageError, ModelError, CorpusError, StorageError: the request makes no sense on this machine.
     """
     progress.phase("reading the text")
     corpus = load_corpus(spec.corpus)
@@ -82,32 +107,38 @@ def run_perplexity(
     _check_vocabulary(tokenizer, _config_value(checkpoint, "vocab_size"), checkpoint.name)
     progress.phase("cutting the text into windows")
     text = prepare_text(corpus, tokenizer, spec)
-    _check_disk(spec, checkpoint, text, store.root)
+    _check_disk(spec, checkpoint, text, root)
+    return Request(checkpoint, tokenizer, text)
 
+
+def run_perplexity(
+    spec: PerplexitySpec, store: RunStore, progress: Progress, mode: ResumeMode = "auto"
+) -> Finished:
+    """Score a model on a text, resuming an unfinished run of the same spec.
+
+    Whatever ends it early leaves a folder that the same call resumes; the reason is in its record.
+
+    Raises:
+        EvalError: see core/errors.py; nothing loads before the request is known to make sense.
+    """
+    request = prepare_request(spec, store.root, progress)
+    checkpoint, text = request.checkpoint, request.text
     choice = choose_scorer(spec, checkpoint)
-    identity: dict[str, Any] = {
-        "spec": spec.model_dump(mode="json"),
-        "weights": checkpoint.fingerprint(),
-        "text": text.facts.sha256,
-        "tokenizer": tokenizer.sha256,
-        "scored_tokens": sum(w.scored for w in text.windows),
-        **choice.identity,
-    }
+    identity = request.identity(spec) | choice.identity
     folder = store.begin(spec.kind, checkpoint.slug, spec_hash(spec), identity, mode)
     scorer: Scorer | None = None
     try:
         progress.phase(f"loading {checkpoint.name}")
         scorer = open_scorer(choice, spec, checkpoint)
-        _check_context(checkpoint.name, scorer.facts.max_context, spec.protocol)
-        _check_vocabulary(tokenizer, scorer.facts.vocabulary, checkpoint.name)
+        request.check_loaded(scorer.facts, spec)
         batch = None if spec.batch_size == "auto" else spec.batch_size
         scoring = score_windows(scorer, text.stream, text.windows, folder, batch, progress)
         if spec.keep_hidden:
             scorer.save_head(folder.path / "head.safetensors")
         results = summarise(
-            pd.DataFrame(folder.rows), available=text.available, load_s=scorer.load_s, scoring=scoring
+            folder.rows.frame(), available=text.available, load_s=scorer.load_s, scoring=scoring
         )
-        record = _record(folder, spec, "ok", choice, scorer, text).model_copy(
+        record = perplexity_record(folder, spec, "ok", choice, scorer.facts, text).model_copy(
             update={"results": results, "telemetry": scorer.memory()}
         )
         record = record.model_copy(update={"warnings": record.warnings + scoring.warnings})
@@ -115,7 +146,9 @@ def run_perplexity(
             record = with_expert_cache(record, scorer.expert_cache())
         return Finished(folder.finish(record), record)
     except BaseException as error:
-        folder.leave_unfinished(_record(folder, spec, status_of(error), choice, scorer, text), error)
+        facts = scorer.facts if scorer else None
+        record = perplexity_record(folder, spec, status_of(error), choice, facts, text)
+        folder.leave_unfinished(record, error)
         raise
     finally:
         if scorer is not None:
@@ -189,19 +222,25 @@ def _no_divergence(folders: tuple[Path, Path], records: tuple[Record, Record]) -
     return None
 
 
-def _record(
+def perplexity_record(
     folder: RunFolder,
     spec: PerplexitySpec,
     status: Status,
     choice: ScorerChoice,
-    scorer: Scorer | None,
+    facts: ModelFacts | None,
     text: Text,
+    machine: Machine | None = None,
 ) -> Record:
-    facts = scorer.facts if scorer else None
+    """The record of a run that ends now, without its results.
+
+    Args:
+        facts: of the model; None where it was not loaded.
+        machine: as for `new_record`.
+    """
     warnings = facts.warnings if facts else ()
     if spec.model == "demo":
         warnings = (DEMO_WARNING, *warnings)
-    return new_record(folder, spec, status).model_copy(
+    return new_record(folder, spec, status, machine).model_copy(
         update={
             "protocol": spec.protocol,
             "model": facts,

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from evalsuite.core.errors import EvalError, StorageError
 from evalsuite.core.record import Record
 from evalsuite.core.spec import canonical_json
+from evalsuite.store.rows import Rows
 
 PARTIAL = ".partial"
 
@@ -85,11 +85,11 @@ class RunFolder:
     def started(self) -> str:
         return self.identity["started"]
 
-    def _read_rows(self) -> list[dict[str, Any]]:
+    def _read_rows(self) -> Rows:
         """Whole batches only: a torn last line, or a batch cut short, is scored again."""
-        path = self.path / "windows.jsonl"
+        path, kept_rows = self.path / "windows.jsonl", Rows()
         if not path.exists():
-            return []
+            return kept_rows
         rows: list[dict[str, Any]] = []
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1]):
@@ -112,7 +112,10 @@ class RunFolder:
             rows.pop()
         kept = sum(len(line) + 1 for line in lines[: len(rows)])
         os.truncate(path, kept)
-        return rows
+        for row in rows:
+            del row["ends_batch"]
+        kept_rows.extend(rows)
+        return kept_rows
 
     def append(self, rows: Sequence[dict[str, Any]], hidden: Sequence[NDArray[np.uint16]] = ()) -> None:
         """Add one batch of windows; on return it is on the disk.
@@ -147,7 +150,7 @@ class RunFolder:
         npy: Any = np.lib.format
         start = io.BytesIO()
         npy.write_array_header_1_0(start, header)
-        kept = len(start.getvalue()) + sum(row["scored"] for row in self.rows) * width * 2
+        kept = len(start.getvalue()) + int(sum(self.rows.column("scored"))) * width * 2
         if self.rows and (not path.is_file() or path.stat().st_size < kept):
             raise StorageError(
                 f"{path} is missing or shorter than the {len(self.rows)} windows that are scored.",
@@ -169,7 +172,7 @@ class RunFolder:
         with storage_errors(self.path):
             if self.rows:
                 # rows read back have their keys in the order of the file: one order, whoever wrote them
-                frame = pd.DataFrame(self.rows).drop(columns="ends_batch", errors="ignore")
+                frame = self.rows.frame()
                 frame[sorted(frame.columns)].to_parquet(self.path / "windows.parquet", index=False)
                 _sync(self.path / "windows.parquet")
             self.write_record(record)

@@ -76,7 +76,10 @@ def test_a_damaged_record_is_said_and_written(cli, results):
         (["--model", "none"], "no finished run of none"),
         (["--fail-on", "ppl>+1%"], "there is one folder"),
         (["--diff"], "--diff compares two folders, and 1 were named"),
-        (["results", "results", "--diff", "--formats", "md"], "--formats and --claims are for the tables and pictures"),
+        (
+            ["results", "results", "--diff", "--formats", "md"],
+            "--formats and --claims are for the tables and pictures",
+        ),
         (["results", "results", "--diff", "--fail-on", "ppl>1%"], "a rise or a fall"),
         (["results", "results", "--diff", "--fail-on", "error>+1%"], "looks at nothing"),
     ],

@@ -24,7 +24,7 @@ from evalsuite.engines.vllm_arguments import (
 
 # of vLLM 0.26's EngineArgs, those that we know by name; 0.32 has them all as well
 FIELDS = {
-    "model", "dtype", "tensor_parallel_size", "enforce_eager", "skip_tokenizer_init", "load_format",
+    "model", "dtype", "tensor_parallel_size", "distributed_executor_backend", "enforce_eager", "skip_tokenizer_init", "load_format",
     "enable_prefix_caching", "seed", "trust_remote_code", "worker_extension_cls", "max_model_len",
     "gpu_memory_utilization", "language_model_only", "limit_mm_per_prompt", "additional_config",
 }  # fmt: skip
@@ -84,6 +84,8 @@ class TestArguments:
         arguments = engine_arguments(checkpoint(MOE), serving)
         for name, value in serving.model_dump(exclude_defaults=True).items():
             assert arguments[name] == value
+        # one process a GPU on this machine, whatever cluster it belongs to
+        assert arguments["distributed_executor_backend"] == "mp"
 
     @pytest.mark.parametrize("config", [MOE, MULTIMODAL])
     @pytest.mark.parametrize("weights", [True, False])

@@ -188,7 +188,7 @@ class TestNeverOverwritten:
         final = folder.finish(a_record(folder))
         before = {p.name: p.read_bytes() for p in final.iterdir()}
         again = begin(store)
-        assert again.rows == []
+        assert len(again.rows) == 0
         append(again, (0,))
         assert again.finish(a_record(again)) != final
         assert {p.name: p.read_bytes() for p in final.iterdir()} == before
@@ -199,7 +199,7 @@ class TestNeverOverwritten:
         first.close()
         other = begin(store, "fresh")
         assert other.path != first.path
-        assert other.rows == []
+        assert len(other.rows) == 0
         assert (first.path / "windows.jsonl").read_text().count("\n") == 3
 
 
@@ -455,7 +455,7 @@ class TestTwoProcesses:
             other.append(BATCHES[0])
             mine = begin(store)
             assert mine.path != other.path
-            assert mine.rows == []
+            assert len(mine.rows) == 0
             other.append(BATCHES[1])
             with pytest.raises(ResumeMismatch) as caught:
                 begin(store, "resume")  # both are being written
@@ -501,7 +501,7 @@ class TestStorageTrouble:
         assert caught.value.cause == "the disk is full"
         folder.close()
         (folder.path / file).unlink()
-        assert begin(store).rows == []
+        assert len(begin(store).rows) == 0
 
     def test_a_damaged_folder_is_let_go(self, store: RunStore):
         """The lock goes with the error, not with the garbage collector."""

@@ -1,0 +1,351 @@
+"""A sweep on a cluster: each group of cells that share a loaded model is a task with GPUs of its own.
+
+A cell runs on its node exactly as on any machine, by `evalsuite.run.speed`, and its record is the node's.
+Timings disturb one another through the processor and the bus, so a sweep can take whole nodes, and without
+GPUs always does.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from evalsuite.cluster.cells import CellFiles, Ended, Said, measure_group
+from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
+from evalsuite.cluster.nodes import Demand, Node, choose, read_node, refusal
+from evalsuite.cluster.scorer import NodeReport, report_node
+from evalsuite.core.errors import EngineDied, EvalError, ResumeMismatch, UsageError, first_line
+from evalsuite.core.record import Machine, Record
+from evalsuite.core.spec import SpeedSpec, spec_hash
+from evalsuite.core.sweep import groups
+from evalsuite.data.corpora import Corpus
+from evalsuite.run.perplexity import Finished
+from evalsuite.run.resume import finished_cell
+from evalsuite.run.speed import Plan, SweepProgress, outcome
+from evalsuite.store.folder import storage_errors
+from evalsuite.store.runs import RunStore
+from evalsuite.telemetry.machine import read_machine
+
+LOOK_S = 2.0
+MOST_LOSSES = 3  # nodes that one group of cells may cost
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A node that takes part."""
+
+    node: Node
+    machine: Machine
+
+
+@dataclass
+class Errand:
+    """A group of cells for one kind of GPU, and what is still to be measured of it."""
+
+    kind: str | None
+    cells: list[SpeedSpec]
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an errand takes of a node."""
+
+    bench: Bench
+    gpus: int
+    cpus: float
+
+
+@dataclass
+class _Running:
+    errand: Errand
+    place: Place
+    answers: Any
+
+
+Benches = dict[str | None, list[Bench]]
+
+
+def survey(choice: ClusterChoice, progress: SweepProgress) -> tuple[Machine, int]:
+    """The machine of the first node that may take part, and how many GPUs each of them has at least.
+
+    Raises:
+        UsageError: no cluster answers, or no node of a kind may take part.
+    """
+    with _benches(choice, progress) as (_, benches):
+        every = [bench for found in benches.values() for bench in found]
+        return every[0].machine, min(bench.node.gpus for bench in every)
+
+
+def run_sweep_on(
+    choice: ClusterChoice, plan: Plan, chosen: Sequence[SpeedSpec], corpus: Corpus
+) -> list[list[Finished]]:
+    """As `evalsuite.run.speed.run_sweep`, on every kind of node that the choice names.
+
+    Returns:
+        For each kind, one for each cell, in the order given; what was measured before on such a machine is
+        found again.
+
+    Raises:
+        EngineDied: a group of cells has cost several tasks or nodes.
+        EvalError: what a node cannot do at all.
+    """
+    with _benches(choice, plan.progress) as (ray, benches):
+        return _Sweep(ray, benches, choice.exclusive, plan, chosen, corpus).run()
+
+
+@contextmanager
+def _benches(choice: ClusterChoice, progress: SweepProgress) -> Iterator[tuple[Any, Benches]]:
+    """The connection, and the nodes of each kind."""
+    address = resolve(choice.address)
+    if note := open_to_others(address):
+        progress.phase(note)
+    progress.phase(f"connecting to the cluster at {address}")
+    with connected(address) as ray:
+        nodes = [read_node(i, n) for i, n in enumerate((n for n in ray.nodes() if n["Alive"]), 1)]
+        demand = Demand(1.0, 1 if any(node.gpus for node in nodes) else 0)
+        benches: Benches = {}
+        for kind in choice.gpu_kinds or (None,):
+            benches[kind] = _admitted(ray, choose(nodes, demand, kind), progress)
+            if not benches[kind]:
+                raise UsageError(
+                    f"No node {f'of the kind {kind} ' if kind else ''}may take part.",
+                    todo="install the driver's versions there; the reasons stand above.",
+                )
+        yield ray, benches
+
+
+def _admitted(ray: Any, nodes: Sequence[Node], progress: SweepProgress) -> list[Bench]:
+    """Those whose library versions are the driver's."""
+    driver, found = read_machine(), list[Bench]()
+    task = ray.remote(report_node)
+    tasks = [
+        (node, task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node)).remote(None))
+        for node in nodes
+    ]
+    for node, ref in tasks:
+        try:
+            report: NodeReport = ray.get(ref)
+            reason = refusal(driver, report.machine, "", "")
+        except ray.exceptions.RayError as error:
+            progress.phase(f"{node.name} is refused: hlwq-eval cannot run there: {first_line(error)}")
+            continue
+        if reason is not None:
+            progress.phase(f"{node.name} is refused: {reason}")
+            continue
+        found.append(Bench(node, report.machine))
+    return found
+
+
+def _on(node: Node) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+
+class Places:
+    """Which GPUs of which node are taken. Ray keeps others away from them; this keeps errands in order.
+
+    Args:
+        exclusive: an errand takes its whole node; without GPUs it always does.
+
+    Attributes:
+        gone: ids of nodes that are not there any more.
+    """
+
+    def __init__(self, benches: Benches, exclusive: bool) -> None:
+        self._benches, self._exclusive = benches, exclusive
+        self._taken: Counter[str] = Counter()  # GPUs of each node; a node without any counts as one
+        self.gone: set[str] = set()
+
+    def take(self, errand: Errand) -> Place | None:
+        """Room on the first node that has it; None while there is none.
+
+        Raises:
+            EngineDied: no node of its kind is large enough, or is left.
+        """
+        serving = errand.cells[0].serving
+        needed = max((gpu + 1 for gpu in serving.gpus), default=serving.tensor_parallel_size)
+        left = [bench for bench in self._benches[errand.kind] if bench.node.id not in self.gone]
+        fitting = [bench for bench in left if not bench.node.gpus or bench.node.gpus >= needed]
+        if not fitting:
+            raise EngineDied(
+                f"No node {f'of the kind {errand.kind} ' if errand.kind else ''}is left for {needed} GPUs.",
+                todo="start nodes and run the same command again; what is measured is kept.",
+            )
+        for bench in fitting:
+            node = bench.node
+            whole = self._exclusive or not node.gpus
+            gpus = node.gpus if whole else needed
+            if self._taken[node.id] + max(1, gpus) <= max(1, node.gpus):
+                self._taken[node.id] += max(1, gpus)
+                return Place(bench, gpus, node.cpus if whole else 1.0)
+        return None
+
+    def give_back(self, place: Place) -> None:
+        self._taken[place.bench.node.id] -= max(1, place.gpus)
+
+
+class _Sweep:
+    """A sweep while it runs."""
+
+    def __init__(
+        self,
+        ray: Any,
+        benches: Benches,
+        exclusive: bool,
+        plan: Plan,
+        chosen: Sequence[SpeedSpec],
+        corpus: Corpus,
+    ) -> None:
+        self._ray, self._benches = ray, benches
+        self._plan, self._chosen = plan, chosen
+        self._corpus = ray.put(corpus)
+        self._finished: dict[tuple[str | None, str], Finished] = {}
+        self._waiting: deque[Errand] = deque()
+        self._running: list[_Running] = []
+        self._places = Places(benches, exclusive)
+        self._seen = {found["NodeID"] for found in ray.nodes()}
+        self._looked_s = time.monotonic()
+
+    def run(self) -> list[list[Finished]]:
+        """See `run_sweep_on`."""
+        plan, kinds = self._plan, list(self._benches)
+        for kind in kinds:
+            self._find(kind)
+        total = len(kinds) * len(self._chosen)
+        if self._finished:
+            plan.progress.phase(f"{len(self._finished)} of {total} cells were measured before")
+        elif plan.mode == "resume":
+            raise ResumeMismatch(
+                "No cell of this sweep has been measured under these conditions.",
+                todo="leave out --resume to start it.",
+            )
+        for kind in kinds:
+            left = [cell for cell in self._chosen if (kind, spec_hash(cell)) not in self._finished]
+            self._waiting += [Errand(kind, group) for group in groups(left, plan.seed)]
+        try:
+            while self._waiting or self._running:
+                self._look()
+                self._start()
+                self._listen(total)
+        finally:
+            for running in self._running:
+                self._ray.cancel(running.answers, force=True)
+        return [[self._finished[kind, spec_hash(cell)] for cell in self._chosen] for kind in kinds]
+
+    def _look(self) -> None:
+        """Let nodes in that came since the sweep began, while cells still wait."""
+        if not self._waiting or time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        new = [n for n in self._ray.nodes() if n["Alive"] and n["NodeID"] not in self._seen]
+        nodes = [read_node(len(self._seen) + place, found) for place, found in enumerate(new, 1)]
+        self._seen |= {node.id for node in nodes}
+        for kind, benches in self._benches.items():
+            like = benches[0].node
+            fitting = [
+                node
+                for node in nodes
+                if node.is_of(kind)
+                and node.accelerator == like.accelerator
+                and bool(node.gpus) == bool(like.gpus)
+            ]
+            benches += _admitted(self._ray, [node for node in fitting if node.cpus >= 1], self._plan.progress)
+
+    def _find(self, kind: str | None) -> None:
+        """Cells that were measured before on a node like those of this kind."""
+        plan = self._plan
+        if plan.mode == "fresh":
+            return
+        machines = {bench.machine.model_dump_json(): bench.machine for bench in self._benches[kind]}
+        for cell in self._chosen:
+            for machine in machines.values():
+                if found := finished_cell(plan.store, cell, plan.subjects[cell.model], machine):
+                    self._finished[kind, spec_hash(cell)] = found
+                    break
+
+    def _start(self) -> None:
+        """Give every errand that finds room a node."""
+        for _ in range(len(self._waiting)):
+            errand = self._waiting.popleft()
+            place = self._places.take(errand)
+            if place is None:
+                self._waiting.append(errand)
+                continue
+            task = self._ray.remote(measure_group).options(
+                num_cpus=place.cpus, num_gpus=place.gpus, num_returns="streaming", max_retries=0,
+                scheduling_strategy=_on(place.bench.node),
+            )  # fmt: skip
+            weights = self._plan.subjects[errand.cells[0].model].fingerprint
+            answers = task.remote(errand.cells, self._corpus, weights, self._plan.seed)
+            self._running.append(_Running(errand, place, answers))
+
+    def _listen(self, total: int) -> None:
+        """Take what the running errands have sent."""
+        refs = [running.answers for running in self._running]
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=LOOK_S, fetch_local=False)
+        for running in [running for running in self._running if running.answers in ready]:
+            try:
+                news = self._ray.get(next(running.answers))
+            except StopIteration:
+                self._end(running)
+            except self._ray.exceptions.RayError as error:
+                self._lose(running, first_line(error))
+            else:
+                self._hear(running, news, total)
+
+    def _hear(self, running: _Running, news: Said | CellFiles | Ended, total: int) -> None:
+        match news:
+            case Said(text):
+                self._plan.progress.phase(f"node {running.place.bench.node.number}: {text}")
+            case CellFiles(files):
+                found = _keep(self._plan.store, files)
+                cell = SpeedSpec.model_validate(found.record.spec)
+                self._finished[running.errand.kind, spec_hash(cell)] = found
+                running.errand.cells.remove(cell)
+                self._plan.progress.cell(len(self._finished), total, outcome(found.record))
+            case Ended(EvalError() as error):
+                raise type(error)(
+                    f"{running.place.bench.node.name}: {error.what}", cause=error.cause, todo=error.todo
+                )
+            case Ended():
+                self._end(running)
+
+    def _end(self, running: _Running) -> None:
+        self._running.remove(running)
+        self._places.give_back(running.place)
+
+    def _lose(self, running: _Running, reason: str) -> None:
+        """A task or its node is gone; what it had not sent is measured elsewhere, or there once more."""
+        self._end(running)
+        node, errand = running.place.bench.node, running.errand
+        if not errand.cells:
+            return
+        self._plan.progress.phase(f"{node.name} lost its cells: {reason}")
+        errand.losses += 1
+        if errand.losses >= MOST_LOSSES:
+            raise EngineDied(
+                f"The cells of {errand.cells[0].model} ended {MOST_LOSSES} tasks one after the other.",
+                cause=reason,
+                todo="measure them on one machine, without --cluster, to see why.",
+            )
+        time.sleep(1.0)  # Ray learns of a dead node a moment later
+        alive = {found["NodeID"] for found in self._ray.nodes() if found["Alive"]}
+        self._places.gone = {bench.node.id for benches in self._benches.values() for bench in benches} - alive
+        self._waiting.append(errand)
+
+
+def _keep(store: RunStore, files: dict[str, bytes]) -> Finished:
+    """A node's record and files, in the driver's results folder under an id of its own."""
+    record = Record.model_validate_json(files["run.json"])
+    slug = record.run_id.partition("/")[0]
+    folder = store.begin(record.kind, slug, record.spec_hash, {"spec": record.spec}, "fresh")
+    with storage_errors(folder.path):
+        for name, content in files.items():
+            if name != "run.json":
+                (folder.path / name).write_bytes(content)
+    record = record.model_copy(update={"run_id": folder.run_id})
+    return Finished(folder.finish(record), record)
