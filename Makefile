@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format report clean
 
 demo: $(VENV)/.core
 	$(BIN)/hlwq-eval ppl
@@ -22,6 +22,11 @@ check:
 format:
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# what is published of the records in results/
+report:
+	$(BIN)/hlwq-eval report --claims experiments/claims/qwopus_35b_a3b.toml --formats md,html,png
+	$(BIN)/python -m evalsuite.report.readme
 
 # torch comes first, by exact version: an open range can pull gigabytes of another build
 $(VENV)/.core: pyproject.toml constraints.txt

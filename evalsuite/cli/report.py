@@ -107,8 +107,10 @@ def make_report(
 
 
 def _show(screen: Screen, made: "Report", place: Path, written: list[Path]) -> None:
-    for table in made.sections[0].tables:
+    for table in (made.section("headline") or made.sections[0]).tables:
         screen.table(table)
+    if claims := made.section("claims"):
+        screen.note(f"{claims.title}: {claims.note}")
     for warning in made.warnings:
         screen.warn(warning)
     tables = sum(len(section.tables) for section in made.sections)

@@ -5,7 +5,7 @@ of one sequence, with a column for each mode on each device, because the two mod
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evalsuite.report.claim_evidence import is_of
 from evalsuite.report.claims import Claim, Claims
@@ -77,17 +77,12 @@ def claimed_speed_table(claims: Claims, rows: Sequence[Row]) -> Table[Arm]:
         for mode in MODES
         if any((row.device, row.mode) == (device, mode) for row in measured)
     ]
-    dummy = any(row.spec.serving.load_format == "dummy" for row in measured)
     caption = "Decode speed of one sequence. "
-    caption += (
-        "Measured on dummy weights in the model's geometry, experts drawn uniformly at random. "
-        if dummy
-        else ""
-    )
-    return Table(
-        "Claimed and measured decode speed", columns, made, caption + "A dash: not measured.",
-        lambda arm: tuple(run for row in arm.rows for run in runs_of(row)),
-    )  # fmt: skip
+    if any(row.spec.serving.load_format == "dummy" for row in measured):
+        caption += "Measured on dummy weights in the model's geometry. "
+    if any(row.spec.serving.moe_routing == "uniform_random" for row in measured):
+        caption += "Experts drawn uniformly at random, the worst case for a cache. "
+    return Table("Claimed and measured decode speed", columns, made, f"{caption}A dash: not measured.")
 
 
 def _slots(size: int | str | None) -> int:
@@ -98,6 +93,6 @@ def _slots(size: int | str | None) -> int:
 def _decode(device: str, mode: str) -> Callable[[Arm], Cell | str]:
     def get(arm: Arm) -> Cell | str:
         found = [row for row in arm.rows if (row.device, row.mode) == (device, mode)]
-        return decode_cell(found[0]) if found else NOT_MEASURED
+        return replace(decode_cell(found[0]), runs=runs_of(found[0])) if found else NOT_MEASURED
 
     return get

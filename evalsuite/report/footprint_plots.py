@@ -6,6 +6,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from evalsuite.telemetry.phases import over_gpus
 
 BANDS = ("#f0f0f0", "#ffffff")
 FEW = 50  # samples of a line whose every sample is marked
-NAME_WIDTH = 0.1  # of a panel's width: what the name of a phase takes
+NAME_WIDTH = 0.16  # of a panel's width: what the name of a phase takes
+ROUND = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ def over_time(samples: pd.DataFrame, telemetry: Telemetry, title: str, caption: 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 8.4), layout="constrained")
         panels: Any = figure.subplots(4, 1, sharex=True)
+        phases = without_repeats(telemetry.phases)
         for axes, (name, lines, why) in zip(panels, _panels(samples, telemetry), strict=True):
-            _bands(axes, telemetry.phases)
+            _bands(axes, phases)
             _panel(axes, samples["t_s"], name, lines, why)
-        _name_bands(panels[0], telemetry.phases, float(samples["t_s"].max()))
+        _name_bands(panels[0], phases, float(samples["t_s"].max()))
         panels[-1].set_xlabel("time since sampling began [s]")
         panels[-1].set_xlim(0, float(samples["t_s"].max()))
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
@@ -123,8 +126,25 @@ def _panel(axes: Any, times: pd.Series, name: str, lines: Sequence[Line], why: s
             label=line.label,
         )  # fmt: skip
     top = max(float(line.values.max()) for line in shown) / 1e9
-    axes.set_ylim(0, 1.15 * top or 1)
+    if top:
+        axes.set_ylim(0, 1.15 * top)
+    else:
+        axes.set_yticks([0])
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def without_repeats(phases: Sequence[Phase]) -> list[Phase]:
+    """The phases, with several rounds of prefill and decode one after the other as one."""
+    found: list[Phase] = []
+    for is_round, some in groupby(phases, lambda phase: phase.name in ROUND):
+        rounds = list(some)
+        if is_round and len(rounds) > len(ROUND):
+            found.append(
+                Phase(name="prefill, decode, …", start_s=rounds[0].start_s, stop_s=rounds[-1].stop_s)
+            )
+        else:
+            found += rounds
+    return found
 
 
 def _bands(axes: Any, phases: Sequence[Phase]) -> None:

@@ -11,6 +11,7 @@ from evalsuite.report.choose import Lineage, device_of, grouped, model_of
 from evalsuite.report.footprint import absences, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.report.gallery import Gallery, Picture
+from evalsuite.report.naming import what
 from evalsuite.report.perplexity_runs import Pairing, condition_of
 from evalsuite.report.plots import COLOURS, convergence, quantization_error
 from evalsuite.report.quantization import errors_by_layer, recipe_text
@@ -207,7 +208,7 @@ def memory_pictures(gallery: Gallery, run: StoredRun) -> Pictures:
     where = f"{record.model.computed} ({record.model.device_name})" if record.model else record.status
 
     def draw(caption: str, out: Path) -> list[Path]:
-        title = f"{name}: memory and disk over time"
+        title = f"{name}: memory and disk over time\n{what(record)}"
         return over_time(load_samples(run.path), telemetry, title, caption, out)
 
     found = gallery.draw(
@@ -222,6 +223,7 @@ def memory_pictures(gallery: Gallery, run: StoredRun) -> Pictures:
         f"{where}. One run: each number by who counts it. Only the weights are the model's own need; the KV "
         "budget is what the engine chose to reserve.",
         lambda caption, out: vram_bars(
-            vram_numbers(record), stored or None, f"{name}: four numbers that are called VRAM", caption, out
+            vram_numbers(record), stored or None,
+            f"{name}: four numbers that are called VRAM\n{what(record)}", caption, out,
         ),
     )  # fmt: skip

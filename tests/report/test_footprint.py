@@ -11,7 +11,7 @@ from evalsuite.core.record import Machine, Record
 from evalsuite.core.speed import FootprintResult, LoadTimes
 from evalsuite.core.telemetry import EngineMemory, Phase, Series, Telemetry
 from evalsuite.report.footprint import gigabytes, memory_table, phase_table, vram_numbers
-from evalsuite.report.footprint_plots import over_time, vram_bars
+from evalsuite.report.footprint_plots import over_time, vram_bars, without_repeats
 from evalsuite.report.plots import spread
 from evalsuite.telemetry.phases import by_phase
 
@@ -150,6 +150,26 @@ def test_pictures_name_phases_and_lines(tmp_path: Path):
     ):
         assert word in texts(svg)
     assert "absent" not in texts(svg)
+
+
+def test_rounds_of_prefill_and_decode_are_one_band():
+    names = [
+        "load",
+        "warm-up",
+        "decode",
+        "prefill",
+        "decode",
+        "prefill",
+        "decode",
+        "idle",
+        "prefill",
+        "decode",
+    ]
+    phases = [Phase(name=name, start_s=i, stop_s=i + 1) for i, name in enumerate(names)]
+    found = [(phase.name, phase.start_s, phase.stop_s) for phase in without_repeats(phases)]
+    assert found == [
+        ("load", 0, 1), ("warm-up", 1, 2), ("prefill, decode, …", 2, 7), ("idle", 7, 8), ("prefill", 8, 9), ("decode", 9, 10),
+    ]  # fmt: skip
 
 
 def test_a_panel_without_a_gpu_says_why(tmp_path: Path):
