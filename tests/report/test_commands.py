@@ -129,7 +129,7 @@ def test_cells_of_a_sweep_are_one_command_where_they_span_its_axes(read, monkeyp
     full = [speed(size, eager, n) for size in (None, 8) for eager in (True, False) for n in (8, 1)]
     (words,) = sweeps(full)
     assert "--cache-sizes 8,all --modes eager,graphs --concurrency 1,8" in shell_line(words)
-    sweep = read(words)[1]
+    sweep = read(words)[2]
     found = cells(sweep.axes, sweep.serving, sweep.workload)
     assert sorted(map(str, found)) == sorted(map(str, full))
 
