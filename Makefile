@@ -25,7 +25,7 @@ format:
 
 # what is published of the records in results/
 report:
-	$(BIN)/hlwq-eval report --claims experiments/claims/qwopus_35b_a3b.toml --formats md,html,png
+	$(BIN)/hlwq-eval report --claims experiments/claims/qwopus_35b_a3b.toml --formats md,html,png --out results/published
 	$(BIN)/python -m evalsuite.report.readme
 
 # torch comes first, by exact version: an open range can pull gigabytes of another build

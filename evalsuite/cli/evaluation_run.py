@@ -143,12 +143,13 @@ class Job:
             documents[name] = quiet.kept
         table = outcome_table(self.evaluation.question, outcomes)
         self.screen.table(table)
-        with storage_errors(self.results, AGAIN):
-            self.results.mkdir(parents=True, exist_ok=True)
-        written = write_derived(
-            self.results / f"{self.name}.md", f"# {table.title}\n\n{table.to_markdown()}\n"
-        )
-        self.screen.note(f"steps: {written}")
+        if len(self.steps) == len(self.evaluation.steps):  # a part does not stand for the whole
+            with storage_errors(self.results, AGAIN):
+                self.results.mkdir(parents=True, exist_ok=True)
+            written = write_derived(
+                self.results / f"{self.name}.md", f"# {table.title}\n\n{table.to_markdown()}\n"
+            )
+            self.screen.note(f"steps: {written}")
         self.screen.document([one.as_dict() | {"document": documents[one.step]} for one in outcomes])
         failed = [one.step for one in outcomes if one.status != "ok"]
         if failed:
@@ -275,8 +276,9 @@ def _refuse_full_disks(models: Sequence[PlannedModel]) -> None:
     for model in models:
         if model.fits_disk is False:
             assert model.weights_bytes is not None
+            others = f" beside {si_bytes(model.before_bytes)} of another model" if model.before_bytes else ""
             raise UsageError(
-                f"{model.name} needs {si_bytes(model.weights_bytes)}, and its disk has "
+                f"{model.name} needs {si_bytes(model.weights_bytes)}{others}, and its disk has "
                 f"{si_bytes(model.free_bytes)} free.",
                 todo="make room, or choose a disk: HF_HOME for downloads, --work for what is quantized.",
             )

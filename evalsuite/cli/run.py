@@ -24,7 +24,8 @@ def run(
         bool, typer.Option("--dry-run", help="Show what it would do and take; load no model.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Score only the first so many windows, whatever the file says.")
+        int | None,
+        typer.Option(min=1, help="Score at most the first so many windows; the table is shown and not kept."),
     ] = None,
     only: Annotated[
         str | None, typer.Option(help="Steps of an evaluation to do, by name or command: ppl,speed.")
@@ -72,11 +73,12 @@ def run(
         from evalsuite.cluster.perplexity import run_perplexity_on
 
         job = replace(job, score=partial(run_perplexity_on, on))
-    _ablation(screen, job, experiment.stem, dry_run)
+    _ablation(screen, job, experiment.stem, dry_run=dry_run, limited=limit is not None)
 
 
-def _ablation(screen: Screen, job: "Run", stem: str, dry_run: bool) -> None:
+def _ablation(screen: Screen, job: "Run", stem: str, *, dry_run: bool, limited: bool) -> None:
     from evalsuite.report.experiment import experiment_table, plan_table
+    from evalsuite.store.derived import write_derived
 
     chosen, results = job.experiment, job.store.root
     if dry_run:
@@ -88,9 +90,9 @@ def _ablation(screen: Screen, job: "Run", stem: str, dry_run: bool) -> None:
         rows, baseline = job.run(_Steps(screen, stack))
     table = experiment_table(chosen.question, rows, baseline.record)
     screen.table(table)
-    written = results / f"{stem}.md"
-    written.write_text(f"# {table.title}\n\n{table.to_markdown()}\n", encoding="utf-8")
-    screen.note(f"table: {written}")
+    if not limited:  # some windows do not stand for all
+        written = write_derived(results / f"{stem}.md", f"# {table.title}\n\n{table.to_markdown()}\n")
+        screen.note(f"table: {written}")
     screen.document([row.as_dict() for row in rows])
 
 

@@ -16,7 +16,7 @@ from evalsuite.quant.rules import family
 from evalsuite.quant.sidecar import small_files
 from evalsuite.report.evaluation import PlannedModel
 from evalsuite.run.quantize import source_plan
-from evalsuite.telemetry.probes import free_disk_bytes
+from evalsuite.telemetry.probes import file_system, free_disk_bytes
 
 STORED = "bfloat16"
 
@@ -90,6 +90,14 @@ class Models:
                 found[role] = self._find(role, name)
         if self.evaluation.quantization is not None:
             found["candidate"] = self._to_make(found["baseline"], scratch)
+        coming: dict[int, int] = {}
+        for role, subject in found.items():
+            planned = subject.planned
+            if planned.origin != "here":
+                disk = file_system(self.folder if planned.origin == "made" else Path(cache_folder()))
+                there = replace(planned, before_bytes=coming.get(disk, 0))
+                found[role] = replace(subject, planned=there)
+                coming[disk] = there.before_bytes + (planned.weights_bytes or 0)
         return found
 
     @property

@@ -24,6 +24,7 @@ class PlannedModel:
     Attributes:
         weights_bytes: of its files, or None where nobody here knows.
         free_bytes: of the disk that they come to lie on.
+        before_bytes: what models before this one bring to the same disk.
     """
 
     role: str
@@ -31,12 +32,15 @@ class PlannedModel:
     origin: Origin
     weights_bytes: int | None
     free_bytes: int
+    before_bytes: int = 0
 
     @property
     def fits_disk(self) -> bool | None:
         if self.origin == "here":
             return True
-        return None if self.weights_bytes is None else self.weights_bytes < self.free_bytes
+        return (
+            None if self.weights_bytes is None else self.before_bytes + self.weights_bytes < self.free_bytes
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"fits_disk": self.fits_disk}

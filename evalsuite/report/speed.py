@@ -303,14 +303,14 @@ def bound_cell(row: Row) -> Cell:
     if row.failed:
         return NOT_MEASURED
     found = row.result.bound
-    return Cell(rate_text(found.tokens_per_s)) if found else NOT_MEASURED
+    return Cell(rate_text(found.tokens_per_s), "derived") if found else NOT_MEASURED
 
 
 def share_cell(row: Row) -> Cell:
     if row.failed:
         return NOT_MEASURED
     found = row.result.bound
-    return Cell(f"{100 * found.share:.2g}") if found else NOT_MEASURED
+    return Cell(f"{100 * found.share:.2g}", "derived") if found else NOT_MEASURED
 
 
 def hit_cell(row: Row) -> Cell:

@@ -14,6 +14,7 @@ from evalsuite.report.speed import (
     decode_cell,
     hit_cell,
     mode_pairs,
+    rate_text,
     runs_of,
     settings_of,
     share_cell,
@@ -156,4 +157,4 @@ def _moved(row: Row) -> Cell:
     bound = None if row.failed else row.result.bound
     if bound is None or row.record.expert_cache is None:
         return NOT_MEASURED
-    return Cell(f"{bound.transfer_bytes_per_token / 1e6:.3g}")
+    return Cell(rate_text(bound.transfer_bytes_per_token / 1e6))

@@ -3,8 +3,9 @@
 # matplotlib types its functions in part only
 # pyright: reportUnknownMemberType=false
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,16 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
             speeds = [row.result.decode_tokens_per_s for _, row in points]
             axes.errorbar(
                 places, [s.mean for s in speeds], yerr=_bars(speeds), color=colour, marker=marker,
-                markerfacecolor="white", markeredgewidth=1.4, linewidth=1.6, capsize=3, label=name,
+                markerfacecolor="white", markeredgewidth=1.4, linestyle="none", capsize=3, label=name,
             )  # fmt: skip
-            bounded = [(place, r.result.bound.tokens_per_s) for place, r in points if r.result.bound]
-            if bounded:
+            means = dict(zip(places, (s.mean for s in speeds), strict=True))
+            axes.plot(*_with_gaps(means, len(sizes)), color=colour, linewidth=1.6)
+            bounds = {place: r.result.bound.tokens_per_s for place, r in points if r.result.bound}
+            if bounds:
                 axes.plot(
-                    *zip(*bounded, strict=True),
-                    DASHES[3],
-                    color=colour,
-                    linewidth=1.2,
+                    *_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2,
                     label=f"bound: {name}",
-                )
+                )  # fmt: skip
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.6g}")
@@ -113,6 +113,11 @@ def mode_bars(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
         figure.legend(frameon=False, loc="outside right center")
         _caption(figure, caption)
         return save_figure(figure, out)
+
+
+def _with_gaps(values: Mapping[int, float], places: int) -> tuple[list[int], list[float]]:
+    """For a line that breaks off at places where nothing was measured."""
+    return list(range(places)), [values.get(place, math.nan) for place in range(places)]
 
 
 def _bars(speeds: Sequence[Estimate]) -> list[list[float]]:

@@ -41,6 +41,8 @@ class Cell:
         return "—" if self.origin == "not measured" else self.text + MARKS[self.origin]
 
 
+PROSE_WIDTH = 14  # of a terminal's columns that hold text, at least
+
 NOT_MEASURED = Cell("", "not measured")
 
 
@@ -142,6 +144,7 @@ class Table(Generic[Row]):
                 justify="left" if left else "right",
                 overflow="fold" if column.prose or column.label else "ellipsis",
                 ratio=column.prose or None,
+                min_width=PROSE_WIDTH if column.prose else None,
             )
         for row in rows:
             table.add_row(*map(Text, row))  # Text, not str: brackets and :names: are no markup here

@@ -49,7 +49,16 @@ def gpu_device_used_bytes(index: int) -> int:
 
 def free_disk_bytes(path: Path) -> int:
     """Free space of the file system that holds `path` or its nearest existing parent, in bytes."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def file_system(path: Path) -> int:
+    """The number of the file system that holds `path` or its nearest existing parent."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     path = path.resolve()
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
