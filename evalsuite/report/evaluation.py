@@ -122,26 +122,31 @@ def plan_table(cells: Sequence[PlannedCell], device: str) -> Table[PlannedCell]:
     total = sum(cell.seconds or 0 for cell in missing)
     untimed = sum(cell.seconds is None for cell in missing)
     unknown = dict.fromkeys(_sentence(cell.unknown) for cell in cells if cell.unknown)
+    engines = {cell.engine for cell in cells} - {None}
+    devices = {cell.device_bytes for cell in cells} - {None}
     columns = [
-        Column[PlannedCell]("step", lambda c: c.step, prose=1),
-        Column[PlannedCell]("what", lambda c: c.what, prose=3),
+        Column[PlannedCell]("what", lambda c: f"{c.step}: {c.what}", prose=1),
         Column[PlannedCell]("result", _result),
         Column[PlannedCell]("engine", lambda c: c.engine or NOT_MEASURED),
-        Column[PlannedCell]("weights", lambda c: _bytes(c.weights_bytes)),
-        Column[PlannedCell]("requests", lambda c: _bytes(c.request_bytes)),
-        Column[PlannedCell]("device", lambda c: _bytes(c.device_bytes)),
+        Column[PlannedCell]("needs", _needs),
+        Column[PlannedCell]("of", lambda c: _bytes(c.device_bytes)),
         Column[PlannedCell]("fits", lambda c: _yes_no(c.fits)),
         Column[PlannedCell]("writes", lambda c: _bytes(c.disk_bytes)),
         Column[PlannedCell]("at least", _time),
     ]
+    constant = {"engine": len(engines) < 2, "of": len(devices) < 2}
+    shown = [c for c in columns if not constant.get(c.title)]
+    shared = [f"engine {engine}" for engine in engines if len(engines) == 1]
+    shared += [f"{si_bytes(count)} on the device" for count in devices if len(devices) == 1 and count]
     return Table(
         f"{len(cells)} measurements, {there} of them there",
-        [column for column in columns if any(column.get(cell) != NOT_MEASURED for cell in cells)],
+        [column for column in shown if any(column.get(cell) != NOT_MEASURED for cell in cells)],
         cells,
-        f"Nothing was loaded. Memory is derived from configurations, for {device}; vLLM reserves more, all "
-        "of its share of a GPU. Times are those of the forward passes alone at this machine's measured copy "
-        "bandwidth or matrix rate, so loading, compiling and everything that falls short of a bound come on "
-        "top"
+        (f"All: {', '.join(shared)}. " if shared else "")
+        + "Nothing was loaded. Needs: weights and requests on the device, derived from configurations, for "
+        f"{device}; vLLM reserves more, all of its share of a GPU. Times are those of the forward passes "
+        "alone at this machine's measured copy bandwidth or matrix rate, so loading, compiling and everything that "
+        "falls short of a bound come on top"
         + (f": what is missing takes more than {duration(total)}. " if missing else ". ")
         + (f"For {untimed} of it no time is known. " if untimed else "")
         + " ".join(unknown),
@@ -201,6 +206,10 @@ def _time(cell: PlannedCell) -> Cell | str:
     if cell.seconds is None:
         return "unknown"
     return "< 0.1 s" if cell.seconds < 0.1 else duration(cell.seconds)
+
+
+def _needs(cell: PlannedCell) -> Cell:
+    return _bytes(None if cell.weights_bytes is None else cell.weights_bytes + (cell.request_bytes or 0))
 
 
 def _bytes(count: int | None) -> Cell:

@@ -1,6 +1,9 @@
 """What an evaluation will take: sizes from configurations, times from measured rates."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from evalsuite.core.bandwidth import Bandwidth
 from evalsuite.core.errors import EngineDied
@@ -113,10 +116,15 @@ def test_the_tables_say_what_is_missing_and_what_is_not_known():
     refused = PlannedCell("d", "w", refused="no\nGPU")
     table = plan_table([there, slow, lost, refused], "a GPU")
     assert table.title == "4 measurements, 1 of them there"
-    assert [row[2] for row in table.cells()] == ["there", "missing", "missing", "not possible"]
+    assert [row[1] for row in table.cells()] == ["there", "missing", "missing", "not possible"]
     assert [row[-1] for row in table.cells()] == ["—", "1 min 30 s", "unknown", "unknown"]
     assert "takes more than 1 min 30 s. For 1 of it no time is known. Nobody knows." in table.said
     assert "takes more" not in plan_table([there, refused], "a GPU").said
+    console = Console(width=80, file=io.StringIO())
+    console.print(table.to_rich())
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.rstrip().endswith("at least ┃") for line in lines)  # nothing is cut off
     found = refusal_table([there, refused, refused])
     assert found is not None
     assert found.cells() == [["d", "no GPU"]]
