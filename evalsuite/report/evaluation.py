@@ -145,7 +145,7 @@ def plan_table(cells: Sequence[PlannedCell], device: str) -> Table[PlannedCell]:
         (f"All: {', '.join(shared)}. " if shared else "")
         + "Nothing was loaded. Needs: weights and requests on the device, derived from configurations, for "
         f"{device}; vLLM reserves more, all of its share of a GPU. Times are those of the forward passes "
-        "alone at this machine's measured copy bandwidth or matrix rate, so loading, compiling and everything "
+        "alone at this machine's measured copy bandwidth or matrix rate, so loading, compiling and all "
         "that falls short of a bound come on top"
         + (f": what is missing takes more than {duration(total)}. " if missing else ". ")
         + (f"For {untimed} of it no time is known. " if untimed else "")
