@@ -63,6 +63,12 @@ def model_of(record: Record) -> str:
     return f"{name} (dummy weights)" if serving.get("load_format") == "dummy" else name
 
 
+def engine_of(record: Record) -> str:
+    """The engine that computed; records from before there were several name none, and are torch's."""
+    engaged = (record.model.engaged if record.model else {}) | record.engaged
+    return str(engaged.get("engine", "vllm" if "vllm" in engaged else "torch"))
+
+
 def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
 

@@ -4,12 +4,13 @@ A table holds models whose perplexities may be compared. Speeds are of one condi
 models were measured under, and no number is put beside one of another condition: it is a dash instead.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evalsuite.core.record import PerplexityResult, Record
 from evalsuite.core.speed import Estimate, SpeedResult
 from evalsuite.core.units import byte_unit
+from evalsuite.report.apart import names_apart
 from evalsuite.report.choose import Lineage, device_of, grouped, model_of, speed_condition
 from evalsuite.report.footprint import gigabytes
 from evalsuite.report.perplexity import plus_minus
@@ -98,6 +99,7 @@ def chosen_cells(cells: Sequence[Record]) -> list[Record]:
 
 def headline_table(rows: Sequence[Standing]) -> Table[Standing]:
     """Perplexity, decode speed, checkpoint, weights on the device and VRAM, each beside its baseline's."""
+    names = names_apart([row.record for row in rows])
     largest = max(max(row.stored_bytes, _weights_of(row.speed)) for row in rows)
     unit, size = byte_unit(largest)
     columns = [
@@ -119,12 +121,12 @@ def headline_table(rows: Sequence[Standing]) -> Table[Standing]:
         else f"Headline: {device_of(rows[0].record)}, no perplexity"
     )
     return Table(
-        title, [Column[Standing]("model", lambda s: model_of(s.record), label=True), *shown], rows,
-        _caption(rows),
+        title, [Column[Standing]("model", lambda s: names[s.record.run_id], label=True), *shown], rows,
+        _caption(rows, names),
     )  # fmt: skip
 
 
-def _caption(rows: Sequence[Standing]) -> str:
+def _caption(rows: Sequence[Standing], names: Mapping[str, str]) -> str:
     parts: list[str] = []
     if any(row.perplexity for row in rows):
         parts.append("Perplexity ± half the 95 % interval over windows.")
@@ -140,8 +142,7 @@ def _caption(rows: Sequence[Standing]) -> str:
             f"the device, {workload['input_len']:,} prompt and {workload['output_len']:,} output tokens, on "
             f"{device_of(cell)}."
         )
-    if any(_base_names(row) for row in rows):
-        named = dict.fromkeys(name for row in rows for name in _base_names(row))
+    if named := dict.fromkeys(name for row in rows for name in _base_names(row, names)):
         parts.append(
             f"Baseline: {', '.join(named)}; numbers are compared where text, protocol, workload, device, "
             "driver and libraries agree, else there is a dash."
@@ -153,8 +154,11 @@ def _caption(rows: Sequence[Standing]) -> str:
     return " ".join(parts)
 
 
-def _base_names(row: Standing) -> list[str]:
-    return [model_of(base) for base in (row.base_perplexity, row.base_speed) if base]
+def _base_names(row: Standing, names: Mapping[str, str]) -> list[str]:
+    """Of a row's baselines; a speed cell of the model that the perplexity's run names is not named again."""
+    bases = [base for base in (row.base_perplexity, row.base_speed) if base]
+    one_each = {model_of(base): base for base in reversed(bases)}
+    return [names.get(base.run_id, model) for model, base in one_each.items()]
 
 
 def _from(cell: Cell | str, *records: Record | None) -> Cell:

@@ -26,7 +26,13 @@ from evalsuite.store.runs import StoredRun
 FOLDED = ("provenance",)  # sections that a reader opens when a number is in doubt
 ARROW = re.compile(r" (?=[↑↓])")  # stays with what it points at
 LONG = 14  # letters
-NUMBER = re.compile(r"[−-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
+# not the first digits of a date, a version, a hash or a name
+NUMBER = re.compile(r"[−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.:-])")
+MEASURE = re.compile(rf"({NUMBER.pattern}) (TB|GB|MB|kB|B|h|min|s|ms|µs)\b ?")
+SIZES = {
+    "TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0, "h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3,
+    "µs": 1e-6,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,13 +135,23 @@ def _cell(cell: Cell, text: str, anchors: dict[str, str]) -> PageCell:
 
 
 def sort_key(cell: Cell) -> str:
-    """The number that a cell begins with; its words where it has none; nothing where it was not measured."""
+    """The number that a cell begins with; its words where it has none; nothing where it was not measured.
+
+    Where a unit of size or time follows, the number is in bytes or seconds, and 2 h 05 min is one.
+    """
     if cell.origin in ("not measured", "failed"):
         return ""
-    found = NUMBER.match(cell.text.lstrip("~≥≤<>+ "))
-    if found is None:
-        return cell.text.casefold()
-    return repr(float(found.group().replace(",", "").replace("−", "-")))
+    text, total, place = cell.text.lstrip("~≥≤<>+ "), 0.0, 0
+    while part := MEASURE.match(text, place):
+        total, place = total + _number(part[1]) * SIZES[part[2]], part.end()
+    if place:
+        return repr(total)
+    found = NUMBER.match(text)
+    return repr(_number(found[0])) if found else cell.text.casefold()
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", "").replace("−", "-"))
 
 
 def page_run(run: StoredRun, anchors: dict[str, str]) -> PageRun:

@@ -2,8 +2,10 @@
 
 The harness writes one file for one model: ``results`` holds task → ``metric,filter``, beside the task's
 ``configs``, ``versions``, ``n-shot``, ``higher_is_better`` and ``n-samples``
-(https://github.com/EleutherAI/lm-evaluation-harness). A task here is a text under a protocol, so that two
-protocols cannot be taken for one; the harness's own ``wikitext`` is another protocol and another task. Its
+(https://github.com/EleutherAI/lm-evaluation-harness). A task here is a text under a protocol, by the text's
+hash, so that neither two protocols nor two texts can be taken for one; where a model has several runs of it,
+what varies between them, such as the engine, is part of their names, and none is left out. The harness's own
+``wikitext`` is another protocol and another task. Its
 ``word_perplexity`` and ``bits_per_byte`` are defined alike; ``perplexity`` is a token's. A ``_stderr`` is a
 quarter of the width of the 95 % interval over windows.
 """
@@ -12,7 +14,10 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from evalsuite.core.protocol import PROTOCOLS
 from evalsuite.core.record import PerplexityResult, Record
+from evalsuite.report.apart import words_apart
+from evalsuite.report.choose import engine_of
 
 FILTER = "none"
 TASK_VERSION = 1  # of the arithmetic from samples to metrics
@@ -22,29 +27,26 @@ def lm_eval_results(records: Sequence[Record]) -> dict[str, Any]:
     """The document of one model.
 
     Args:
-        records: finished perplexity runs of one checkpoint, newest first; of two runs of one task the newer
-            counts.
+        records: finished perplexity runs of one checkpoint, newest first.
     """
-    newest: dict[str, Record] = {}
-    for record in records:
-        newest.setdefault(task_name(record), record)
+    tasks = {name: record for record, name in zip(records, task_names(records), strict=True)}
     first = records[0]
     assert first.model is not None
     return {
-        "results": {task: dict(_metrics(task, _result(record))) for task, record in newest.items()},
-        "group_subtasks": {task: [] for task in newest},
-        "configs": {task: _config(task, record) for task, record in newest.items()},
-        "versions": dict.fromkeys(newest, TASK_VERSION),
-        "n-shot": dict.fromkeys(newest, 0),
+        "results": {task: dict(_metrics(task, _result(record))) for task, record in tasks.items()},
+        "group_subtasks": {task: [] for task in tasks},
+        "configs": {task: _config(task, record) for task, record in tasks.items()},
+        "versions": dict.fromkeys(tasks, TASK_VERSION),
+        "n-shot": dict.fromkeys(tasks, 0),
         "higher_is_better": {
-            task: dict.fromkeys(("perplexity", "word_perplexity", "bits_per_byte"), False) for task in newest
+            task: dict.fromkeys(("perplexity", "word_perplexity", "bits_per_byte"), False) for task in tasks
         },
         "n-samples": {
             task: {"original": _result(record).windows_available, "effective": _result(record).windows}
-            for task, record in newest.items()
+            for task, record in tasks.items()
         },
         "config": {
-            "model": str(first.engaged.get("engine", "torch")),
+            "model": engine_of(first),
             "model_args": {"pretrained": first.spec.get("model"), "dtype": first.model.dtype},
             "model_num_parameters": first.model.parameters,
             "model_dtype": first.model.dtype,
@@ -61,13 +63,24 @@ def lm_eval_results(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def task_name(record: Record) -> str:
-    """Text and protocol, and the windows where not all were scored, such as ``wikitext-2.card-1155``."""
-    assert record.text is not None
-    assert record.protocol is not None
-    result = _result(record)
-    name = f"{record.text.corpus}.{record.protocol.name}"
-    return name if result.windows == result.windows_available else f"{name}.first-{result.windows}"
+def task_names(records: Sequence[Record]) -> list[str]:
+    """The task of each run, such as ``wikitext-2-696cca6b.card-1155``; of no two runs the same."""
+    words = words_apart(records, _task)
+    parts = ((_task(record), *words[record.run_id]) for record in records)
+    return [".".join(word.replace(" ", "-") for word in name) for name in parts]
+
+
+def _task(record: Record) -> str:
+    """Text and protocol, the window where it was overridden, and the windows where not all were scored."""
+    text, protocol, result = record.text, record.protocol, _result(record)
+    assert text is not None
+    assert protocol is not None
+    parts = [f"{text.corpus}-{text.sha256[:8]}", protocol.name]
+    if PROTOCOLS.get(protocol.name) != protocol:
+        parts.append(f"context-{protocol.context}-stride-{protocol.stride}")
+    if result.windows != result.windows_available:
+        parts.append(f"first-{result.windows}")
+    return ".".join(parts)
 
 
 def _result(record: Record) -> PerplexityResult:
@@ -103,6 +116,8 @@ def _config(task: str, record: Record) -> dict[str, Any]:
             "protocol": record.protocol.model_dump(mode="json"),
             "tokenizer": record.text.tokenizer,
             "tokenizer_sha256": record.text.tokenizer_sha256,
+            "engine": engine_of(record),
+            "dtype": record.model.dtype if record.model else None,
             "run_id": record.run_id,
         },
     }

@@ -1,11 +1,14 @@
 """The tables of several perplexity runs under one condition: side by side, by prefix, and paired."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import expm1
 
+from evalsuite.core.protocol import PROTOCOLS, WindowProtocol
 from evalsuite.core.record import CompareResult, Divergence, PerplexityResult, Prefix, Record
-from evalsuite.report.choose import device_of, model_of
+from evalsuite.report.apart import names_apart
+from evalsuite.report.choose import device_of, engine_of, grouped, perplexity_condition
 from evalsuite.report.perplexity import p_text, plus_minus, with_interval
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
@@ -24,10 +27,17 @@ def text_of(record: Record) -> str:
     return f"{record.text.corpus}{source}"
 
 
+def protocol_name(protocol: WindowProtocol) -> str:
+    """The preset, and where a choice was overridden the window, which the preset does not tell then."""
+    window = f" (context {protocol.context}, stride {protocol.stride})"
+    return protocol.name + window * (PROTOCOLS.get(protocol.name) != protocol)
+
+
 def condition_of(record: Record) -> str:
-    """Text, protocol and windows in a line, for titles."""
+    """Text, protocol and windows of a run or a comparison in a line, for titles."""
     assert record.protocol is not None
-    return f"{text_of(record)}, {record.protocol.name}, {result_of(record).windows:,} windows"
+    assert isinstance(record.results, PerplexityResult | CompareResult)
+    return f"{text_of(record)}, {protocol_name(record.protocol)}, {record.results.windows:,} windows"
 
 
 def _experts(record: Record) -> str:
@@ -35,14 +45,16 @@ def _experts(record: Record) -> str:
     return "" if size is None else f"{size} a layer"
 
 
-LABELS = (
-    Column[Record]("model", model_of, label=True),
-    Column[Record]("stored as", lambda r: r.model.stored if r.model else "", label=True),
-    Column[Record]("computed in", lambda r: r.model.dtype if r.model else "", label=True),
-    Column[Record]("engine", lambda r: str(r.engaged.get("engine", "")), label=True),
-    Column[Record]("experts on the device", _experts, label=True),
-    Column[Record]("on", device_of, label=True),
-)
+def _labels(records: Sequence[Record]) -> tuple[Column[Record], ...]:
+    names = names_apart(records)
+    return (
+        Column[Record]("model", lambda r: names[r.run_id], label=True),
+        Column[Record]("stored as", lambda r: r.model.stored if r.model else "", label=True),
+        Column[Record]("computed in", lambda r: r.model.dtype if r.model else "", label=True),
+        Column[Record]("engine", engine_of, label=True),
+        Column[Record]("experts on the device", _experts, label=True),
+        Column[Record]("on", device_of, label=True),
+    )
 
 
 def condition_table(records: Sequence[Record]) -> Table[Record]:
@@ -51,7 +63,7 @@ def condition_table(records: Sequence[Record]) -> Table[Record]:
     Args:
         records: of one condition.
     """
-    labels, shared = settle(LABELS, records)
+    labels, shared = settle(_labels(records), records)
     first = records[0]
     assert first.protocol is not None
     result = result_of(first)
@@ -79,7 +91,7 @@ def condition_table(records: Sequence[Record]) -> Table[Record]:
 
 def prefixes_table(records: Sequence[Record]) -> Table[Record]:
     """Perplexity of growing prefixes with intervals, a run a row and a prefix a column."""
-    labels, shared = settle(LABELS, records)
+    labels, shared = settle(_labels(records), records)
     stops = [prefix.stop for prefix in result_of(records[0]).prefixes]
 
     def at(stop: int) -> Callable[[Record], Cell | str]:
@@ -102,34 +114,44 @@ def prefixes_table(records: Sequence[Record]) -> Table[Record]:
 
 @dataclass(frozen=True)
 class Pairing:
-    """One recorded comparison; its record is that of the comparison."""
+    """One recorded comparison.
+
+    Attributes:
+        record: of the comparison.
+        names: of candidate and baseline, told apart from the other runs of their condition.
+    """
 
     record: Record
-    candidate: Record | None
-    baseline: Record | None
+    names: tuple[str, str]
 
     @property
     def result(self) -> CompareResult:
         assert isinstance(self.record.results, CompareResult)
         return self.record.results
 
-    @property
-    def names(self) -> tuple[str, str]:
-        sides = (self.candidate, self.result.candidate_run), (self.baseline, self.result.baseline_run)
-        candidate, baseline = (model_of(run) if run else name.partition("/")[0] for run, name in sides)
-        return candidate, baseline
-
 
 def pairings(records: Sequence[Record]) -> list[Pairing]:
     """The newest comparison of each pair of runs."""
-    by_id = {record.run_id: record for record in records}
-    found: dict[tuple[str, str], Pairing] = {}
+    found: dict[tuple[str, str], Record] = {}
     for record in records:
         if isinstance(record.results, CompareResult):
-            result = record.results
-            pair = result.candidate_run, result.baseline_run
-            found.setdefault(pair, Pairing(record, by_id.get(pair[0]), by_id.get(pair[1])))
-    return list(found.values())
+            found.setdefault((record.results.candidate_run, record.results.baseline_run), record)
+    names = _run_names(records, [run for pair in found for run in pair])
+    return [Pairing(record, (names[pair[0]], names[pair[1]])) for pair, record in found.items()]
+
+
+def _run_names(records: Sequence[Record], runs: Sequence[str]) -> dict[str, str]:
+    """Names of the perplexity runs among `records`, and of those of `runs` that are not there."""
+    scored = [record for record in records if isinstance(record.results, PerplexityResult)]
+    names: dict[str, str] = {}
+    for group in grouped(scored, perplexity_condition):
+        names |= names_apart(group)
+    absent = [run for run in dict.fromkeys(runs) if run not in names]
+    taken = Counter([*names.values(), *(run.partition("/")[0] for run in absent)])
+    for run in absent:
+        model, _, own = run.partition("/")
+        names[run] = model if taken[model] == 1 else f"{model} ({own})"
+    return names
 
 
 def pairings_table(rows: Sequence[Pairing]) -> Table[Pairing]:
@@ -148,7 +170,7 @@ def pairings_table(rows: Sequence[Pairing]) -> Table[Pairing]:
     result = rows[0].result
     absent = dict.fromkeys(p.result.divergence_absent for p in rows if p.result.divergence_absent)
     return Table(
-        f"Paired comparison: {rows[0].names[1]}, {result.windows:,} windows",
+        f"Paired comparison: {rows[0].names[1]}, {condition_of(rows[0].record)}",
         [
             *labels,
             Column[Pairing]("Δ ln PPL", _delta, better="lower"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from evalsuite.core.record import Record
 from evalsuite.core.spans import running_perplexity
 from evalsuite.core.speed import FootprintResult
+from evalsuite.report.apart import names_apart
 from evalsuite.report.cache_plots import hit_rates
 from evalsuite.report.choose import Lineage, device_of, grouped, model_of
 from evalsuite.report.footprint import absences, vram_numbers
@@ -42,14 +43,14 @@ def convergence_picture(gallery: Gallery, runs: Sequence[StoredRun], lineage: Li
     )
     if len(chosen) < len(runs):
         caption = f"{len(chosen)} of {len(runs)} runs: the baseline and the lowest perplexities. {caption}"
-    condition = condition_of(records[0])
+    condition, names = condition_of(records[0]), names_apart(records)
 
     def draw(caption: str, out: Path) -> list[Path]:
-        curves = {model_of(run.record): running_perplexity(load_windows(run.path)) for run in chosen}
+        curves = {names[run.record.run_id]: running_perplexity(load_windows(run.path)) for run in chosen}
         return convergence(curves, f"Perplexity along the text: {condition}", caption, out)
 
     alt = "Perplexity of the first n windows for growing n, with bands, of " + ", ".join(
-        model_of(run.record) for run in chosen
+        names[run.record.run_id] for run in chosen
     )
     return gallery.draw(f"convergence {condition}", alt, caption, draw)
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from evalsuite.core.errors import EvalError, MissingDependency
 from evalsuite.core.record import Record
 from evalsuite.core.spec import FootprintSpec, Serving, SpeedSpec
-from evalsuite.data.models import Checkpoint, find_checkpoint
+from evalsuite.data.models import DEMO, SMOLLM2, Checkpoint, find_checkpoint
 from evalsuite.engines.vllm_arguments import engine_arguments, engine_fields, require_vllm
 from evalsuite.engines.vllm_server import server_flags
 
+BUILT_IN = (DEMO, SMOLLM2)  # names that are neither a hub id nor a folder
 # that the suite sets to measure, and nobody else needs
 FOR_MEASURING = ("skip_tokenizer_init", "seed", "enable_prefix_caching", "worker_extension_cls")
 
@@ -34,14 +35,15 @@ def quick_start(records: Sequence[Record]) -> QuickStart | None:
         records: of one model, newest first.
 
     Returns:
-        None where the weights are random: there is nothing to serve.
+        None where there is nothing to serve: the weights are random, or the model is one that comes with
+        this suite, whose name vLLM does not know.
     """
     served = [found for record in records if (found := _serving(record)) is not None]
     real = [(name, serving) for name, serving in served if serving.load_format != "dummy"]
     if served and not real:
         return None
     name = real[0][0] if real else next((str(r.spec["model"]) for r in records if "model" in r.spec), "")
-    if not name:
+    if not name or name in BUILT_IN:
         return None
     plain = next((serving for _, serving in real if serving.moe_expert_cache_size is None), Serving())
     cached = next((serving for _, serving in real if serving.moe_expert_cache_size is not None), None)
@@ -54,7 +56,8 @@ def quick_start(records: Sequence[Record]) -> QuickStart | None:
     try:
         checkpoint = replace(find_checkpoint(name, download=False), name=name)
         flags = [_probed(checkpoint, serving) for serving in servings]
-        said = f"Probed on vLLM {version}: every flag is one that it has."
+        knows = "every flag is one that it has" if any(flags) else "it needs no flag"
+        said = f"Probed on vLLM {version}: {knows}."
     except EvalError as error:
         flags = [_asked(serving) for serving in servings]
         asked = {flag for one in flags for flag in one if flag.startswith("--")}

@@ -8,9 +8,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from evalsuite.core.errors import UsageError
+from evalsuite.data.models import Checkpoint
 from evalsuite.report.card import CardRequest, absences, make_card
+from evalsuite.report.card_metadata import card_data
 from evalsuite.report.quick_start import quick_start
-from evalsuite.store.runs import load_record
+from evalsuite.store.runs import load_record, load_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = (ROOT / "results",)
@@ -58,6 +60,39 @@ def test_every_value_is_the_one_of_its_run(card):
     assert found["kl_divergence"].metric_value == compared.divergence.mean
     assert found["top1_agreement"].metric_value == compared.divergence.top1_agreement
     assert found["delta_ln_perplexity"].metric_args["baseline"] == compared.baseline_run
+
+
+def test_the_hub_merges_no_two_runs():
+    records = [run.record for run in load_runs(RESULTS[0])[0] if run.record.run_id.startswith("demo/")]
+    scored = next(record for record in records if record.kind == "ppl")
+    narrow = [scored.protocol.override(context=context) for context in (512, 1024)]
+    changes = (
+        {"protocol": narrow[0]},
+        {"protocol": narrow[1]},
+        {"model": scored.model.model_copy(update={"device_name": "another"})},
+        {"started": "2026-11-26T00:00:00+00:00"},
+        {"spec_hash": "0123456789ab"},
+    )
+    records += [scored.model_copy(update={"run_id": f"demo/{i}"} | c) for i, c in enumerate(changes)]
+    by_id = {record.run_id: record for record in records}
+    data = card_data("demo", records, licence=None, base_model=None)
+    found = ModelCard(f"---\n{data.to_yaml()}\n---\n").data.eval_results
+    keys: dict[object, set[str]] = {}
+    for result in found:
+        record = by_id[result.metric_args["run"]]
+        assert result.dataset_args["text_sha256"] == record.text.sha256
+        assert result.dataset_args["protocol"] == record.protocol.model_dump(mode="json")
+        keys.setdefault(result.unique_identifier, set()).add(record.run_id)
+    assert all(len(runs) == 1 for runs in keys.values())
+    assert set.union(*keys.values()) == {r.run_id for r in records if r.kind in ("ppl", "compare")}
+    configurations = {result.metric_args["run"]: result.dataset_config for result in found}
+    for run, words in {
+        "demo/ppl-20261125T021112Z-6a4890e6a4da": "text 71f2ff5d, vllm, bfloat16",
+        "demo/ppl-20261123T213431Z-71ee07572b51": "text 71f2ff5d, torch, bfloat16",
+        "demo/ppl-20261123T210622Z-e09cfbb4e7ac": "text 449179c4, torch, bfloat16",
+        "demo/0": "card-1155* (context 512, stride 256), 1155 windows",
+    }.items():
+        assert words in configurations[run]
 
 
 def test_two_protocols_are_two_results(tmp_path):
@@ -120,6 +155,24 @@ def test_the_quick_start_says_what_it_knows(card):
     assert found.commands[0].startswith("vllm serve ")
     assert re.search(r"Probed on vLLM|was not asked|not probed", found.statement)
     assert "No run here served it with vLLM" in found.statement
+
+
+@pytest.mark.parametrize("name", ["demo", "smollm2"])
+def test_a_model_that_vllm_cannot_find_has_no_quick_start(name):
+    records = [run.record for run in load_runs(RESULTS[0])[0] if run.record.spec.get("model") == name]
+    assert records
+    assert quick_start(records) is None
+
+
+def test_no_flags_are_not_all_known(card, monkeypatch):
+    monkeypatch.setattr("evalsuite.report.quick_start.require_vllm", lambda: "0.1")
+    monkeypatch.setattr("evalsuite.report.quick_start.engine_fields", frozenset)
+    monkeypatch.setattr(
+        "evalsuite.report.quick_start.find_checkpoint", lambda *_, **__: Checkpoint("m", ROOT)
+    )
+    for flags, said in (([], "it needs no flag."), (["--a", "1"], "every flag is one that it has.")):
+        monkeypatch.setattr("evalsuite.report.quick_start._probed", lambda *_, flags=flags: flags)
+        assert said in quick_start(card[1].records).statement
 
 
 def test_without_vllm_the_quick_start_says_so(card, monkeypatch):

@@ -132,6 +132,40 @@ class TestPerplexity:
         assert section is not None
         assert "not to be compared" in section.note
 
+    def test_runs_of_one_name_are_told_apart(self, tmp_path: Path):
+        copy_runs(tmp_path / "results", "demo/ppl-*", "demo/compare-*", PAIR[2])
+        report = build_report([tmp_path / "results"], figures=tmp_path / "figures")
+        titles = [table.title for section in report.sections for table in section.tables]
+        assert len(set(titles)) == len(titles)
+        assert {t.partition(": ")[2] for t in titles if t.startswith("Paired")} == {
+            "demo (torch), builtin of CPython 3.11.7, card-1155, 1,155 windows",
+            "demo, builtin of CPython 3.12.3, card-1155, 1,155 windows",
+        }
+        for anchor in ("headline", "perplexity"):
+            named = [[row["model"] for row in rows(table)] for table in tables(report, anchor)]
+            assert ["demo (vllm)", "demo (torch)"] in named, anchor
+            assert all(len(set(names)) == len(names) for names in named)
+        (both,) = [t for t in tables(report, "perplexity") if len({r.run_id for r in t.rows}) == 2
+                   and t.title.startswith("Perplexity: builtin of CPython 3.11.7")]  # fmt: skip
+        assert [row["engine"] for row in rows(both)] == ["vllm", "torch"], "an older record names none"
+        pictures = {picture.name: picture for section in report.sections for picture in section.pictures}
+        assert "of demo (vllm), demo (torch)" in next(
+            p.alt for name, p in pictures.items() if name.startswith("convergence-builtin-of-cpython-3-11")
+        )
+        drawn = (
+            tmp_path / "figures" / "convergence-builtin-of-cpython-3-11-7-card-1155-1-155-windows.svg"
+        ).read_text()
+        assert "demo (vllm)" in drawn
+        assert "demo (torch)" in drawn
+        assert any("demo (vllm) against demo (torch)" in picture.alt for picture in pictures.values())
+
+    def test_a_baseline_that_is_not_there_is_told_from_one_of_its_name(self, tmp_path: Path):
+        copy_runs(tmp_path, "demo/ppl-20261123T213431Z-*", "demo/compare-*", PAIR[2])
+        report = build_report([tmp_path])
+        titles = [table.title for table in tables(report, "comparison")]
+        assert len(set(titles)) == 2
+        assert "demo (ppl-20261123T210622Z-e09cfbb4e7ac)" in " ".join(titles)
+
     def test_the_headline_holds_a_model_against_its_baseline(self, tmp_path: Path):
         copy_runs(tmp_path, *PAIR)
         (table,) = tables(build_report([tmp_path]), "headline")

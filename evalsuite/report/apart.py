@@ -1,0 +1,65 @@
+"""Names of runs, told apart: where two share one, what varies between them is said behind it."""
+
+from collections.abc import Callable, Sequence
+
+from evalsuite.core.record import Record
+from evalsuite.report.choose import device_of, engine_of, grouped, model_of
+
+Trait = Callable[[Record], str]
+
+
+def _dtype(record: Record) -> str:
+    return record.model.dtype if record.model else ""
+
+
+def _stored(record: Record) -> str:
+    return record.model.stored if record.model else ""
+
+
+def _experts(record: Record) -> str:
+    size = record.spec.get("moe_expert_cache_size")
+    return "all experts" if size is None else f"cache {size}"
+
+
+def _started(record: Record) -> str:
+    return record.started.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _request(record: Record) -> str:
+    return f"request {record.spec_hash}"
+
+
+TRAITS: tuple[Trait, ...] = (engine_of, _dtype, _stored, _experts, device_of)
+LAST: tuple[Trait, ...] = (_started, _request)  # where nothing else varies
+
+
+def words_apart(records: Sequence[Record], name: Trait) -> dict[str, tuple[str, ...]]:
+    """What is to be said behind each run's name, so that no two say the same; for most runs nothing.
+
+    Returns:
+        by run id.
+    """
+    return {run: words for group in grouped(records, name) for run, words in _apart(group).items()}
+
+
+def _apart(group: Sequence[Record]) -> dict[str, tuple[str, ...]]:
+    varying = [trait for trait in TRAITS if len({trait(record) for record in group}) > 1]
+    words = {record.run_id: tuple(trait(record) for trait in varying) for record in group}
+    for trait in LAST:
+        for alike in grouped(group, lambda record: words[record.run_id]):
+            if len({trait(record) for record in alike}) > 1:
+                words.update({r.run_id: (*words[r.run_id], trait(r)) for r in alike})
+    return words
+
+
+def names_apart(records: Sequence[Record]) -> dict[str, str]:
+    """Run id → the model as tables name it, such as ``demo``, or ``demo (vllm)`` beside ``demo (torch)``.
+
+    Args:
+        records: that stand beside each other.
+    """
+    words = words_apart(records, model_of)
+    return {
+        record.run_id: model_of(record) + (f" ({', '.join(said)})" if (said := words[record.run_id]) else "")
+        for record in records
+    }
