@@ -58,7 +58,7 @@ def paired_windows(
         right.plot(
             np.arange(len(gap)), gap, "o", color=COLOURS[0], markersize=2.6, alpha=0.5, markeredgewidth=0
         )
-        right.axhline(mean, color=COLOURS[1], linestyle="--", linewidth=1.8, label=f"mean {mean:+.4f}")
+        right.axhline(mean, color=COLOURS[1], linestyle="--", linewidth=1.8, label=f"mean {mean:+.2g}")
         right.set_xlabel("window, from the start of the text")
         right.set_ylabel("difference [nats/token]")
         right.legend(frameon=False, loc="upper left")
