@@ -47,7 +47,7 @@ class Report:
 def load_folders(
     folders: Sequence[Path], models: Sequence[str] = ()
 ) -> tuple[list[StoredRun], tuple[str, ...]]:
-    """Finished runs of these models, newest first in each folder; and why others were left out.
+    """Finished runs of these models, kind by kind, newest first; and why others were left out.
 
     Raises:
         UsageError: a folder is not there, or there is no such run.
@@ -73,6 +73,7 @@ def load_folders(
             cause="; ".join(warnings),
             todo="measure something first, such as `hlwq-eval ppl`, or name another folder.",
         )
+    runs.sort(key=lambda run: (run.record.kind, run.record.started), reverse=True)
     return runs, tuple(warnings)
 
 

@@ -102,6 +102,18 @@ def test_a_folder_that_is_named_twice_counts_once(cli, results):
     assert "4 runs" in cli("report", "results", "results/../results", "--formats", "md").said
 
 
+def test_of_two_folders_the_newest_run_stands_in_the_tables(cli, tmp_path):
+    old = speed_record(decode=50.0)
+    new = speed_record(decode=80.0, stamp="20261102T000000Z", started="2026-11-02T00:00:00+00:00")
+    store(tmp_path / "a", old)
+    store(tmp_path / "b", new)
+    for folders in (("a", "b"), ("b", "a")):
+        assert cli("report", *folders, "--out", "there", "--formats", "md").code == 0
+        text = (tmp_path / "there" / "REPORT.md").read_text()
+        assert "80.0 ± 1.0" in text
+        assert "50.0 ± 1.0" not in text
+
+
 class TestDifference:
     def folders(self, tmp_path, decode, **changes):
         store(tmp_path / "old", speed_record())
