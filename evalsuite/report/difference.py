@@ -146,7 +146,7 @@ def _changes(old: StoredRun, new: StoredRun) -> Iterator[Change]:
         before, after = metric.read(old.record), metric.read(new.record)
         if before is None or after is None:
             continue
-        share = relative(before, after)
+        share = None if metric.signed else relative(before, after)
         if metric.name == "ppl":
             share = paired_perplexity(old, new) or share
         shift = absolute(before, after)

@@ -44,8 +44,9 @@ class TestChanges:
             assert found is not None
             assert found.low is None
 
-    def test_of_zero_there_is_no_share(self):
-        assert relative(Number(0), Number(1)) is None
+    @pytest.mark.parametrize("old", [0, -0.5])
+    def test_of_what_is_not_positive_there_is_no_share(self, old: float):
+        assert relative(Number(old), Number(1)) is None
 
 
 class TestPerplexity:
@@ -98,6 +99,31 @@ class TestPerplexity:
         found = compared(old, new)
         assert {c.metric.name for c in found.changes} == {"ppl", "delta_ln_ppl", "kl_nats", "top1_percent"}
         assert found.unmatched == ()
+
+
+class TestSigned:
+    """Δ ln PPL, which is negative where the candidate is better and next to 0 where it is as good."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "changed", "shown"),
+        [
+            ((-0.02, -0.021, -0.019), (0.01, 0.009, 0.011), "+0.0300 ± 0.0014", "yes, worse"),
+            ((-0.02, -0.021, -0.019), (-0.04, -0.041, -0.039), "-0.0200 ± 0.0014", "yes, better"),
+            ((0.02, 0.019, 0.021), (0.04, 0.039, 0.041), "+0.0200 ± 0.0014", "yes, worse"),
+            ((0.0001, -0.0005, 0.0007), (0.0001, -0.0005, 0.0007), "+0.00000 ± 0.00085", "equal"),
+        ],
+    )
+    def test_it_changes_by_itself_and_not_by_a_share(self, tmp_path: Path, old, new, changed, shown):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        for name, ends in (("old", old), ("new", new)):
+            copy_runs(tmp_path / name, *runs)
+            (folder,) = (tmp_path / name).glob("demo-rtn*/compare-*")
+            found = dict(zip(("delta_ln_ppl", "low", "high"), ends, strict=True))
+            edit(folder, lambda data, found=found: data["results"].update(found))
+        one = change(compared(tmp_path / "old", tmp_path / "new"), "delta_ln_ppl")
+        assert one.relative is None
+        (table,) = changes_tables([one], ())
+        assert table.cells()[0][3:] == [changed, shown]
 
 
 class TestSpeed:
