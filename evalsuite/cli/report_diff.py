@@ -19,7 +19,7 @@ from evalsuite.report.difference import (
 )
 from evalsuite.report.limits import Limit, parse_limit
 from evalsuite.report.markup import markdown_text
-from evalsuite.report.sections import load_folders
+from evalsuite.report.sections import nothing_there, of_models, read_folders
 from evalsuite.report.writers import table_document
 from evalsuite.store.derived import AGAIN, write_derived
 from evalsuite.store.folder import storage_errors
@@ -42,8 +42,12 @@ def show_difference(
             todo="hlwq-eval report OLD NEW --diff.",
         )
     limits = [parse_limit(text) for text in fail_on]
-    (old, skipped_old), (new, skipped_new) = (load_folders([folder], models) for folder in folders)
-    found = difference(old, new)
+    (all_old, skipped_old), (all_new, skipped_new) = (read_folders([folder]) for folder in folders)
+    old, new = of_models(all_old, models), of_models(all_new, models)
+    for folder, runs, skipped in ((folders[0], old, skipped_old), (folders[1], new, skipped_new)):
+        if not runs:
+            raise nothing_there([folder], models, skipped)
+    found = difference(old, new, sides=(*all_old, *all_new))
     for limit in limits:
         if not any(change.metric is limit.metric for change in found.changes) and not found.broken:
             raise UsageError(

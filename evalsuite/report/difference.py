@@ -5,7 +5,7 @@ several equal ones does not matter. Perplexities must be of one text and tokeniz
 device: else a pair is listed with the reason why it is not compared.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from evalsuite.core.spec import (
 )
 from evalsuite.core.units import decimals_for
 from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
-from evalsuite.report.choose import device_of, model_of, newest, perplexity_condition
+from evalsuite.report.choose import device_of, model_of, perplexity_condition
 from evalsuite.report.limits import Limit
 from evalsuite.report.naming import what
 from evalsuite.report.perplexity import plus_minus
@@ -90,13 +90,21 @@ class Difference:
         return [(change, limit) for change in self.changes for limit in change.crossed(limits)]
 
 
-def difference(old: Sequence[StoredRun], new: Sequence[StoredRun]) -> Difference:
+def difference(
+    old: Sequence[StoredRun], new: Sequence[StoredRun], sides: Sequence[StoredRun] = ()
+) -> Difference:
     """Match and compare; of several runs of one spec in a folder the newest counts.
+
+    Of the old folder that is the newest that succeeded, if one did: what a new run must live up to. Of the
+    new one it is the newest, however it ended.
 
     Args:
         old, new: newest first.
+        sides: further runs that a comparison among these may be of.
     """
-    before, after = ({_key(run.record, runs): run for run in newest(runs)} for runs in (old, new))
+    known = {run.record.run_id: run.record for run in (*sides, *old, *new)}
+    before = _by_key(sorted(old, key=lambda run: run.record.status != "ok"), known)
+    after = _by_key(new, known)
     changes: list[Change] = []
     unmatched: list[Unmatched] = []
     for key, run in after.items():
@@ -118,15 +126,24 @@ def difference(old: Sequence[StoredRun], new: Sequence[StoredRun]) -> Difference
     return Difference(tuple(changes), tuple(unmatched))
 
 
-def _key(record: Record, runs: Sequence[StoredRun]) -> Hashable:
-    """Equal for runs of one spec; specs of older versions are filled with today's defaults."""
+def _by_key(runs: Sequence[StoredRun], known: Mapping[str, Record]) -> dict[Hashable, StoredRun]:
+    """The first of each key."""
+    found: dict[Hashable, StoredRun] = {}
+    for run in runs:
+        found.setdefault(_key(run.record, known), run)
+    return found
+
+
+def _key(record: Record, known: Mapping[str, Record]) -> Hashable:
+    """Equal for runs of one spec; specs of older versions are filled with today's defaults.
+
+    Ids hold the time, so a comparison is that of two specs; of a run that is not `known`, of its id.
+    """
     kind = SPECS[record.kind]
     spec = kind.model_validate(record.spec)
     if isinstance(spec, CompareSpec):
-        by_id = {run.record.run_id: run.record for run in runs}
-        sides = (by_id.get(name) for name in (spec.baseline, spec.candidate))
-        # ids hold the time: a comparison is that of two specs
-        return "compare", *(None if side is None else _key(side, ()) for side in sides)
+        names = spec.baseline, spec.candidate
+        return "compare", *(_key(known[name], known) if name in known else name for name in names)
     values: dict[str, Any] = spec.model_dump(mode="json")
     if isinstance(spec, SpeedSpec | FootprintSpec):
         cast("dict[str, Any]", values["serving"]).pop("gpus")

@@ -147,6 +147,23 @@ class TestDifference:
         assert "had succeeded before" in done.said
         assert cli("report", "old", "new", "--diff").code == 0
 
+    def test_of_one_model_its_comparisons_with_another_are_matched(self, cli, tmp_path):
+        runs = "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*"
+        copy_runs(tmp_path / "old", *runs)
+        copy_runs(tmp_path / "new", *runs)
+        for folder in sorted((tmp_path / "new").glob("*/ppl-*")):  # both were measured again
+            later = folder.with_name(folder.name.replace("ppl-20261123T21", "ppl-20261124T21"))
+            folder.rename(later)
+            names = f"{folder.parent.name}/{folder.name}", f"{later.parent.name}/{later.name}"
+            for record in (tmp_path / "new").glob("*/*/run.json"):
+                record.write_text(record.read_text().replace(*names))
+        model = "demo-rtn-int4-0ffffe92"
+        done = cli("report", "old", "new", "--diff", "--model", model, "--json")
+        document = json.loads(done.out)
+        assert document["not_compared"] == []
+        assert "delta_ln_ppl" in {change["metric"] for change in document["changes"]}
+        assert all(run.startswith(model) for change in document["changes"] for run in change["runs"])
+
     def test_it_writes_where_it_is_told(self, cli, tmp_path):
         self.folders(tmp_path, 80.0)
         assert cli("report", "old", "new", "--diff", "--out", "there").code == 0

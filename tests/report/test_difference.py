@@ -1,22 +1,32 @@
 """Two folders: what is matched, how much it changed with which certainty, and what is not compared."""
 
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from evalsuite.core.record import Record
 from evalsuite.report.changes import Number, absolute, relative
 from evalsuite.report.difference import Change, changes_tables, difference, telling, unmatched_table
 from evalsuite.report.limits import parse_limit
-from evalsuite.store.runs import load_runs
+from evalsuite.store.runs import StoredRun, load_runs
 from report.record_files import copy_runs, edit, machine, model, speed_record, store
 
 DEMO = "demo/ppl-20261123T210622Z-*"
+LATER = "20261102T000000Z"
 
 
 def compared(old: Path, new: Path):
     return difference(load_runs(old)[0], load_runs(new)[0])
+
+
+def on_gpu(index: int, record: Record) -> Record:
+    serving = {**record.spec["serving"], "gpus": [index]}
+    changed = {"spec": {**record.spec, "serving": serving}, "spec_hash": f"{index:012}"}
+    return record.model_copy(update=changed)
 
 
 def change(found, metric: str) -> Change:
@@ -101,6 +111,65 @@ class TestPerplexity:
         assert found.unmatched == ()
 
 
+class TestWhichRunCounts:
+    def test_of_a_comparison_that_was_scored_again_the_newest(self, tmp_path: Path):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        old, new = copy_runs(tmp_path / "old", *runs), copy_runs(tmp_path / "new", *runs)
+        (first,) = new.glob("demo-rtn*/compare-*")
+        kind, _, digest = first.name.split("-")
+        again = first.with_name(f"{kind}-20270101T000000Z-0{digest[1:]}")
+        shutil.copytree(first, again)
+        # it names a perplexity that was measured again, of the same spec
+        (scored,) = new.glob("demo-rtn*/ppl-*")
+        repeat = scored.with_name(f"ppl-20261231T000000Z-{scored.name.split('-')[2]}")
+        shutil.copytree(scored, repeat)
+        name = f"{repeat.parent.name}/{repeat.name}"
+        edit(repeat, lambda data: data.update(run_id=name))
+
+        def rescored(data: dict[str, Any]) -> None:
+            data.update(run_id=f"{again.parent.name}/{again.name}", spec_hash=f"0{digest[1:]}")
+            data["spec"]["candidate"] = data["results"]["candidate_run"] = name
+            data["results"].update(delta_ln_ppl=0.75)
+
+        edit(again, rescored)
+        found = compared(old, new)
+        assert change(found, "delta_ln_ppl").after.value == 0.75
+        assert found.unmatched == ()
+
+    def test_of_runs_on_another_index_of_gpu_the_newest(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(
+            tmp_path / "new", speed_record(decode=90.0), on_gpu(1, speed_record(decode=80.0, stamp=LATER))
+        )
+        assert change(compared(old, new), "decode_tok_s").after.value == 80
+
+    def test_a_newer_failure_in_the_new_folder_is_broken(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(tmp_path / "new", speed_record(), speed_record(status="oom", stamp=LATER))
+        found = compared(old, new)
+        assert [one.run.record.status for one in found.broken] == ["oom"]
+        assert found.changes == ()
+
+    def test_a_newer_failure_in_the_old_folder_does_not_hide_what_succeeded(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(), on_gpu(1, speed_record(status="oom", stamp=LATER)))
+        new = store(tmp_path / "new", speed_record(decode=80.0))
+        assert change(compared(old, new), "decode_tok_s").shift.value == pytest.approx(-0.2)
+
+    def test_comparisons_with_other_baselines_are_apart_whatever_runs_are_chosen(self, tmp_path: Path):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        folder = copy_runs(tmp_path, *runs)
+        every = load_runs(folder)[0]
+        chosen = [run for run in every if run.record.run_id.startswith("demo-rtn")]
+        (one,) = [run for run in chosen if run.record.kind == "compare"]
+        spec = {**one.record.spec, "baseline": "demo/ppl-20270101T000000Z-000000000000"}
+        other = StoredRun(one.path, one.record.model_copy(update={"spec": spec, "run_id": "demo-rtn/other"}))
+        found = difference([*chosen, other], chosen, sides=every)
+        assert {c.old.record.run_id for c in found.changes if c.metric.name == "delta_ln_ppl"} == {
+            one.record.run_id
+        }
+        assert [row.run.record.run_id for row in found.unmatched] == ["demo-rtn/other"]
+
+
 class TestSigned:
     """Δ ln PPL, which is negative where the candidate is better and next to 0 where it is as good."""
 
@@ -151,9 +220,7 @@ class TestSpeed:
 
     def test_another_index_of_gpu_matches_and_another_device_does_not(self, tmp_path: Path):
         old = store(tmp_path / "old", speed_record())
-        moved = speed_record()
-        serving = {**moved.spec["serving"], "gpus": [1]}
-        new = store(tmp_path / "new", moved.model_copy(update={"spec": {**moved.spec, "serving": serving}}))
+        new = store(tmp_path / "new", on_gpu(1, speed_record()))
         assert change(compared(old, new), "decode_tok_s").shift.value == 0
         other = model().model_copy(update={"device_name": "H200"})
         apart = store(tmp_path / "apart", speed_record(model=other))
