@@ -30,11 +30,13 @@ def show_difference(
 ) -> None:
     """Compare, show, and exit with 1 where a limit is crossed or a run that succeeded no longer does.
 
+    So do limits that cannot be checked, as what they are on was measured before and is no longer there.
+
     Args:
         out: folder for DIFFERENCE.md, which has every metric, and difference.json; None writes neither.
 
     Raises:
-        UsageError: there are not two folders, a limit does not parse, or no matched runs have its metric.
+        UsageError: there are not two folders, a limit does not parse, or no old run has its metric.
     """
     if len(folders) != 2:
         raise UsageError(
@@ -44,16 +46,19 @@ def show_difference(
     limits = [parse_limit(text) for text in fail_on]
     (all_old, skipped_old), (all_new, skipped_new) = (read_folders([folder]) for folder in folders)
     old, new = of_models(all_old, models), of_models(all_new, models)
-    for folder, runs, skipped in ((folders[0], old, skipped_old), (folders[1], new, skipped_new)):
-        if not runs:
-            raise nothing_there([folder], models, skipped)
+    if not old:
+        raise nothing_there(folders[:1], models, skipped_old)
+    if not new and not limits:
+        raise nothing_there(folders[1:], models, skipped_new)
     found = difference(old, new, sides=(*all_old, *all_new))
+    looked_at = {change.metric.name for change in found.changes}
+    looked_at |= {limit.metric.name for limit, _, _ in found.unchecked(limits)}
     for limit in limits:
-        if not any(change.metric is limit.metric for change in found.changes) and not found.broken:
+        if limit.metric.name not in looked_at and not found.broken and not skipped_new:
             raise UsageError(
                 f"--fail-on {limit.text!r} looks at nothing.",
-                cause="no runs that both folders have, under the same conditions, have that metric.",
-                todo="run the same commands for both folders; the table of `--diff` alone says what differs.",
+                cause="no run of the old folder that succeeded has that metric.",
+                todo="measure it there first; the table of `--diff` alone says what there is.",
             )
     if found.changes:
         shown = telling(found.changes, limits)
@@ -67,27 +72,30 @@ def show_difference(
         screen.note("No run of one folder can be compared with a run of the other.")
     if found.unmatched:
         screen.table(unmatched_table(found.unmatched))
-    for warning in (*skipped_old, *skipped_new):
+    failures = found.failures(limits)
+    if limits:
+        failures += (f"no limit can be checked for a run that was {warning}" for warning in skipped_new)
+    for warning in (*skipped_old, *([] if limits else skipped_new)):
         screen.warn(warning)
-    crossed = found.crossed(limits)
-    for change, limit in crossed:
-        screen.error.print(
-            f"{limit.text} is crossed by {change.new.record.run_id}", markup=False, style="red"
-        )
-    broken = found.broken if limits else []
-    for one in broken:
-        screen.error.print(f"{one.run.record.run_id}: {one.why}", markup=False, style="red")
-    whole = document(found, limits, (*skipped_old, *skipped_new))
+    for failure in failures:
+        screen.error.print(failure, markup=False, style="red")
+    whole = document(found, limits, failures, (*skipped_old, *skipped_new))
     if out is not None:
-        for path in write_difference(found, limits, f"{folders[1]} against {folders[0]}", whole, out):
+        title = f"{folders[1]} against {folders[0]}"
+        for path in write_difference(found, limits, failures, title, whole, out):
             screen.note(f"written: {path}")
     screen.document(whole)
-    if crossed or broken:
+    if failures:
         raise typer.Exit(1)
 
 
 def write_difference(
-    found: Difference, limits: Sequence[Limit], title: str, whole: dict[str, Any], out: Path
+    found: Difference,
+    limits: Sequence[Limit],
+    failures: Sequence[str],
+    title: str,
+    whole: dict[str, Any],
+    out: Path,
 ) -> list[Path]:
     """The difference as Markdown and as JSON."""
     with storage_errors(out, AGAIN):
@@ -96,7 +104,8 @@ def write_difference(
         *changes_tables(found.changes, limits),
         *([unmatched_table(found.unmatched)] if found.unmatched else []),
     ]
-    parts = [f"## {markdown_text(table.title)}\n\n{table.to_markdown()}\n" for table in tables]
+    parts = ["".join(f"- {markdown_text(failure)}\n" for failure in failures)] if failures else []
+    parts += [f"## {markdown_text(table.title)}\n\n{table.to_markdown()}\n" for table in tables]
     text = "\n".join((f"# {markdown_text(title)}\n", *parts))
     return [
         write_derived(out / "DIFFERENCE.md", text),
@@ -104,7 +113,9 @@ def write_difference(
     ]
 
 
-def document(found: Difference, limits: Sequence[Limit], warnings: Sequence[str]) -> dict[str, Any]:
+def document(
+    found: Difference, limits: Sequence[Limit], failures: Sequence[str], warnings: Sequence[str]
+) -> dict[str, Any]:
     """The difference as plain values; changes are shares of the old value where `relative` is true."""
     return {
         "changes": [
@@ -126,5 +137,6 @@ def document(found: Difference, limits: Sequence[Limit], warnings: Sequence[str]
             {"run": one.run.record.run_id, "why": one.why, "broke": one.broke} for one in found.unmatched
         ],
         "tables": [table_document(table) for table in changes_tables(found.changes, limits)],
+        "failures": list(failures),
         "warnings": list(warnings),
     }

@@ -65,21 +65,34 @@ class Change:
                 found.append(limit)
         return found
 
+    def unchecked(self, limits: Sequence[Limit]) -> list[Limit]:
+        """Limits on a share, where the value changed from one that has none."""
+        if self.relative is not None or self.absolute.value == 0:
+            return []
+        return [limit for limit in limits if limit.metric is self.metric and limit.is_relative]
+
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A run that is compared with nothing, and why; `broke` where it succeeded before and no longer does."""
+    """A run that is compared with nothing, and why.
+
+    Attributes:
+        broke: it succeeded before and no longer does.
+        before: the old run that succeeded, where nothing that can be compared with it was measured since.
+    """
 
     run: StoredRun
     why: str
     broke: bool = False
+    before: StoredRun | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Every change, and every run without a partner."""
+    """Every change, the pairs that were compared, old before new, and every run without a partner."""
 
     changes: tuple[Change, ...]
+    pairs: tuple[tuple[StoredRun, StoredRun], ...]
     unmatched: tuple[Unmatched, ...]
 
     @property
@@ -88,6 +101,36 @@ class Difference:
 
     def crossed(self, limits: Sequence[Limit]) -> list[tuple[Change, Limit]]:
         return [(change, limit) for change in self.changes for limit in change.crossed(limits)]
+
+    def unchecked(self, limits: Sequence[Limit]) -> Iterator[tuple[Limit, StoredRun, str]]:
+        """Limits on what an old run has and no new one answers to, with one of the two runs, and why.
+
+        Runs that broke are not among them.
+        """
+        for limit in limits:
+            read = limit.metric.read
+            for one in self.unmatched:
+                if one.before is not None and read(one.before.record) is not None:
+                    yield limit, one.run, one.why
+            for old, new in self.pairs:
+                if read(old.record) is not None and read(new.record) is None:
+                    yield limit, new, f"has no {limit.metric.name}, and had it before"
+            for change in self.changes:
+                if limit in change.unchecked(limits):
+                    yield limit, change.new, f"was {change.before.value:g} before, of which there is no share"
+
+    def failures(self, limits: Sequence[Limit]) -> list[str]:
+        """Why a build under these limits fails; nothing where all are held, or there are none."""
+        if not limits:
+            return []
+        return [
+            *(f"{limit.text} is crossed by {one.new.record.run_id}" for one, limit in self.crossed(limits)),
+            *(f"{one.run.record.run_id}: {one.why}" for one in self.broken),
+            *(
+                f"{limit.text} cannot be checked for {run.record.run_id}: {why}"
+                for limit, run, why in self.unchecked(limits)
+            ),
+        ]
 
 
 def difference(
@@ -106,6 +149,7 @@ def difference(
     before = _by_key(sorted(old, key=lambda run: run.record.status != "ok"), known)
     after = _by_key(new, known)
     changes: list[Change] = []
+    pairs: list[tuple[StoredRun, StoredRun]] = []
     unmatched: list[Unmatched] = []
     for key, run in after.items():
         partner = before.get(key)
@@ -119,11 +163,16 @@ def difference(
         elif partner.record.status != "ok":
             unmatched.append(Unmatched(run, f"succeeded, and before: {ENDINGS[partner.record.status]}"))
         elif why := _unlike(partner.record, run.record):
-            unmatched.append(Unmatched(run, why))
+            unmatched.append(Unmatched(run, why, before=partner))
         else:
+            pairs.append((partner, run))
             changes += _changes(partner, run)
-    unmatched += (Unmatched(run, "only in the old folder") for key, run in before.items() if key not in after)
-    return Difference(tuple(changes), tuple(unmatched))
+    unmatched += (
+        Unmatched(run, "only in the old folder", before=run if run.record.status == "ok" else None)
+        for key, run in before.items()
+        if key not in after
+    )
+    return Difference(tuple(changes), tuple(pairs), tuple(unmatched))
 
 
 def _by_key(runs: Sequence[StoredRun], known: Mapping[str, Record]) -> dict[Hashable, StoredRun]:
@@ -181,13 +230,15 @@ def telling(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Change]:
     asked = {limit.metric.name for limit in limits}
     found: list[Change] = []
     for pair in by_pair(changes).values():
-        moved = [c for c in pair if c.crossed(limits) or c.shift.certain or _unsure(c)]
+        moved = [c for c in pair if _tells(c, limits)]
         if moved:
             found += [c for c in pair if c.metric.name in MAIN | asked or c in moved]
     return found
 
 
-def _unsure(change: Change) -> bool:
+def _tells(change: Change, limits: Sequence[Limit]) -> bool:
+    if change.crossed(limits) or change.unchecked(limits) or change.shift.certain:
+        return True
     return change.shift.certain is None and change.metric.name in MAIN and change.shift.value != 0
 
 
@@ -268,4 +319,6 @@ def _verdict(change: Change) -> Cell:
 def _limit(change: Change, limits: Sequence[Limit]) -> Cell:
     if change.crossed(limits):
         return Cell("crossed", "failed")
+    if change.unchecked(limits):
+        return Cell("unchecked", "failed")
     return Cell("held") if any(limit.metric is change.metric for limit in limits) else NOT_MEASURED

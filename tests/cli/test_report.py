@@ -149,8 +149,15 @@ class TestDifference:
 
     def test_of_one_model_its_comparisons_with_another_are_matched(self, cli, tmp_path):
         runs = "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*"
-        copy_runs(tmp_path / "old", *runs)
-        copy_runs(tmp_path / "new", *runs)
+        for results in (tmp_path / "old", tmp_path / "new"):
+            copy_runs(results, *runs)
+            (one,) = results.glob("*/compare-*")
+            other = store(results, speed_record("other")) / one.parent.name / "compare-20261101T000000Z-0123"
+            other.mkdir()  # against another baseline
+            record = json.loads((one / "run.json").read_text())
+            record["run_id"] = f"{one.parent.name}/{other.name}"
+            record["spec"]["baseline"] = speed_record("other").run_id
+            (other / "run.json").write_text(json.dumps(record))
         for folder in sorted((tmp_path / "new").glob("*/ppl-*")):  # both were measured again
             later = folder.with_name(folder.name.replace("ppl-20261123T21", "ppl-20261124T21"))
             folder.rename(later)
@@ -161,8 +168,41 @@ class TestDifference:
         done = cli("report", "old", "new", "--diff", "--model", model, "--json")
         document = json.loads(done.out)
         assert document["not_compared"] == []
-        assert "delta_ln_ppl" in {change["metric"] for change in document["changes"]}
+        assert [change["metric"] for change in document["changes"]].count("delta_ln_ppl") == 2
         assert all(run.startswith(model) for change in document["changes"] for run in change["runs"])
+
+    def test_a_run_that_is_missing_is_exit_1_under_a_limit_on_it(self, cli, tmp_path):
+        gone = speed_record(size=8)
+        store(tmp_path / "old", speed_record(), gone)
+        store(tmp_path / "new", speed_record())
+        limited = ("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%")
+        done = cli(*limited, "--json", "--out", "there")
+        assert done.code == 1
+        why = f"decode_tok_s<-5% cannot be checked for {gone.run_id}: only in the old folder"
+        assert why in " ".join(done.err.split())
+        assert json.loads(done.out)["failures"] == [why]
+        assert f"{gone.run_id}: only in the old folder" in (tmp_path / "there" / "DIFFERENCE.md").read_text()
+        assert cli("report", "old", "new", "--diff").code == 0
+
+    def test_a_new_folder_without_a_run_is_exit_1_under_a_limit(self, cli, tmp_path):
+        store(tmp_path / "old", speed_record())
+        store(tmp_path / "new", speed_record("other"))
+        arguments = ("report", "old", "new", "--diff", "--model", "m")
+        assert cli(*arguments).code == 2
+        done = cli(*arguments, "--fail-on", "decode_tok_s<-5%")
+        assert done.code == 1
+        assert "only in the old folder" in done.said
+
+    def test_a_new_record_that_cannot_be_read_is_exit_1_under_a_limit(self, cli, tmp_path):
+        self.folders(tmp_path, 100.0)
+        damaged = store(tmp_path / "new", speed_record("other")) / speed_record("other").run_id / "run.json"
+        damaged.write_text("{")
+        done = cli("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%")
+        assert done.code == 1
+        assert "no limit can be checked for a run that was left out: new/other/speed-" in " ".join(
+            done.err.split()
+        )
+        assert cli("report", "old", "new", "--diff").code == 0
 
     def test_it_writes_where_it_is_told(self, cli, tmp_path):
         self.folders(tmp_path, 80.0)
@@ -171,4 +211,4 @@ class TestDifference:
         assert text.startswith("# new against old")
         assert "| ttft_ms |" in text, "every metric, also those that the screen leaves out"
         document = json.loads((tmp_path / "there" / "difference.json").read_text())
-        assert {"changes", "not_compared", "tables", "warnings"} == set(document)
+        assert {"changes", "failures", "not_compared", "tables", "warnings"} == set(document)

@@ -170,6 +170,57 @@ class TestWhichRunCounts:
         assert [row.run.record.run_id for row in found.unmatched] == ["demo-rtn/other"]
 
 
+class TestUnchecked:
+    """A limit on what is no longer measured is not held."""
+
+    LIMITS = (parse_limit("decode_tok_s<-5%"),)
+
+    def test_a_run_that_is_missing(self, tmp_path: Path):
+        gone = speed_record(size=8, stamp=LATER)
+        old = store(tmp_path / "old", speed_record(), gone)
+        new = store(tmp_path / "new", speed_record(), speed_record(size=16))
+        found = compared(old, new)
+        assert found.failures(self.LIMITS) == [
+            f"decode_tok_s<-5% cannot be checked for {gone.run_id}: only in the old folder"
+        ]
+        assert found.failures([parse_limit("ppl>+1%")]) == [], "no old run has it"
+        assert found.failures([]) == []
+
+    def test_a_missing_run_that_had_failed_before_is_no_loss(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(), speed_record(size=8, status="oom"))
+        new = store(tmp_path / "new", speed_record())
+        assert compared(old, new).failures(self.LIMITS) == []
+
+    def test_another_text(self, tmp_path: Path):
+        old, new = copy_runs(tmp_path / "old", DEMO), copy_runs(tmp_path / "new", DEMO)
+        edit(next(new.glob(DEMO)), lambda data: data["text"].update(tokenizer_sha256="0" * 64))
+        (failure,) = compared(old, new).failures([parse_limit("ppl>+1%")])
+        assert failure.startswith("ppl>+1% cannot be checked for demo/ppl-")
+        assert failure.endswith("another text, tokenizer or number of windows than before")
+
+    def test_a_metric_that_the_new_run_lost(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(tmp_path / "new", speed_record(telemetry=None))
+        found = compared(old, new)
+        (failure,) = found.failures([parse_limit("rss_gb>+10%")])
+        assert failure.endswith("has no rss_gb, and had it before")
+        assert found.failures(self.LIMITS) == []
+
+    def test_a_share_of_zero(self, tmp_path: Path):
+        old, new = (store(tmp_path / name, speed_record(size=8)) for name in ("old", "new"))
+        edit(
+            next(old.glob("m/*")),
+            lambda data: data["expert_cache"]["layers"][0].update(hits=0, misses=128),
+        )
+        limits = [parse_limit("hits_percent<-5%")]
+        assert compared(old, old).failures(limits) == []
+        found = compared(old, new)
+        (failure,) = found.failures(limits)
+        assert failure.endswith("was 0 before, of which there is no share")
+        (table,) = changes_tables(telling(found.changes, limits), limits)
+        assert {row[0]: row[-1] for row in table.cells()}["hits_percent"] == "unchecked"
+
+
 class TestSigned:
     """Δ ln PPL, which is negative where the candidate is better and next to 0 where it is as good."""
 
