@@ -20,6 +20,7 @@ from evalsuite.report.difference import (
 from evalsuite.report.limits import Limit, parse_limit
 from evalsuite.report.markup import markdown_text
 from evalsuite.report.sections import nothing_there, of_models, read_folders
+from evalsuite.report.surroundings import sentence
 from evalsuite.report.writers import table_document
 from evalsuite.store.derived import AGAIN, write_derived
 from evalsuite.store.folder import storage_errors
@@ -68,6 +69,8 @@ def show_difference(
         screen.note(
             f"{pairs} pairs of runs, {told} of them changed beyond an interval; --json has every metric"
         )
+        if around := sentence(found.surroundings, len(found.pairs)):
+            screen.warn(around)
     else:
         screen.note("No run of one folder can be compared with a run of the other.")
     if found.unmatched:
@@ -104,7 +107,11 @@ def write_difference(
         *changes_tables(found.changes, limits),
         *([unmatched_table(found.unmatched)] if found.unmatched else []),
     ]
-    parts = ["".join(f"- {markdown_text(failure)}\n" for failure in failures)] if failures else []
+    parts: list[str] = []
+    if failures:
+        parts.append("## What fails\n\n" + "".join(f"- {markdown_text(failure)}\n" for failure in failures))
+    if around := sentence(found.surroundings, len(found.pairs)):
+        parts.append(f"{markdown_text(around)}\n")
     parts += [f"## {markdown_text(table.title)}\n\n{table.to_markdown()}\n" for table in tables]
     text = "\n".join((f"# {markdown_text(title)}\n", *parts))
     return [
@@ -135,6 +142,10 @@ def document(
         ],
         "not_compared": [
             {"run": one.run.record.run_id, "why": one.why, "broke": one.broke} for one in found.unmatched
+        ],
+        "surroundings": [
+            {"name": one.name, "old": one.old, "new": one.new, "pairs": one.pairs}
+            for one in found.surroundings
         ],
         "tables": [table_document(table) for table in changes_tables(found.changes, limits)],
         "failures": list(failures),

@@ -1,8 +1,10 @@
 """Two results folders: what changed between runs of the same spec.
 
 Runs are matched by what was asked for: the model's name, protocol or serving, and workload; which GPU of
-several equal ones does not matter. Perplexities must be of one text and tokenizer, speeds of one kind of
-device: else a pair is listed with the reason why it is not compared.
+several equal ones does not matter. Speeds are matched on one kind of device: a run on another has no partner.
+Perplexities must be of one text and tokenizer: else a pair is listed with the reason why it is not compared.
+They are compared across devices, and everything across drivers and libraries, as what a new one changes may
+be the question: what differs of these is named.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from evalsuite.report.limits import Limit
 from evalsuite.report.naming import what
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.speed import ENDINGS
+from evalsuite.report.surroundings import Surrounding, surroundings
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.store.runs import StoredRun
 
@@ -94,6 +97,11 @@ class Difference:
     changes: tuple[Change, ...]
     pairs: tuple[tuple[StoredRun, StoredRun], ...]
     unmatched: tuple[Unmatched, ...]
+
+    @property
+    def surroundings(self) -> list[Surrounding]:
+        """Devices, drivers and libraries that differ between the two runs of a pair."""
+        return surroundings((old.record, new.record) for old, new in self.pairs)
 
     @property
     def broken(self) -> list[Unmatched]:

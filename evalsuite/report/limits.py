@@ -11,7 +11,8 @@ may be of either sign, such as ``delta_ln_ppl``, has no share: its limit is with
 
 A limit is crossed only where the whole 95 % interval of the change lies beyond it, and by the value alone
 where a change has no interval. So noise fails no build, and a build that passes may still hide a change
-smaller than the interval: more repeats or more windows make it narrower.
+smaller than the interval: more repeats or more windows make it narrower. A limit on what was measured before
+and is no longer there fails one.
 """
 
 import re

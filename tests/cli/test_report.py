@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from report.record_files import copy_runs, speed_record, store
+from report.record_files import copy_runs, machine, speed_record, store
 
 FORMS = "md,csv,tex,json,png,svg"
 
@@ -204,6 +204,20 @@ class TestDifference:
         )
         assert cli("report", "old", "new", "--diff").code == 0
 
+    def test_what_else_is_another_on_the_new_side_is_said_once_everywhere(self, cli, tmp_path):
+        store(tmp_path / "old", speed_record(), speed_record(size=8))
+        newer = machine(driver="590.2", vllm="0.27.0")
+        store(tmp_path / "new", speed_record(machine=newer), speed_record(size=8, machine=newer))
+        done = cli("report", "old", "new", "--diff", "--out", "there", "--json")
+        assert done.code == 0
+        why = "driver 580.1 → 590.2; vllm 0.26.0 → 0.27.0."
+        for text in (done.err, (tmp_path / "there" / "DIFFERENCE.md").read_text()):
+            assert " ".join(text.split()).count(why) == 1
+        assert json.loads(done.out)["surroundings"] == [
+            {"name": "driver", "old": "580.1", "new": "590.2", "pairs": 2},
+            {"name": "vllm", "old": "0.26.0", "new": "0.27.0", "pairs": 2},
+        ]
+
     def test_it_writes_where_it_is_told(self, cli, tmp_path):
         self.folders(tmp_path, 80.0)
         assert cli("report", "old", "new", "--diff", "--out", "there").code == 0
@@ -211,4 +225,4 @@ class TestDifference:
         assert text.startswith("# new against old")
         assert "| ttft_ms |" in text, "every metric, also those that the screen leaves out"
         document = json.loads((tmp_path / "there" / "difference.json").read_text())
-        assert {"changes", "failures", "not_compared", "tables", "warnings"} == set(document)
+        assert {"changes", "failures", "not_compared", "surroundings", "tables", "warnings"} == set(document)
