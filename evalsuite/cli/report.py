@@ -45,9 +45,11 @@ def report(
         typer.Option(
             metavar="LIMIT",
             help="With --diff, exit 1 where a metric changed by more than LIMIT, such as 'ppl>+1%' or "
-            "'decode_tok_s<-5%'. A change counts when its whole 95 % interval lies beyond the limit, and its "
-            "value where it has no interval: noise fails no build. So does a run that no longer succeeds. An "
-            "unknown metric is answered with the list of all.",
+            "'decode_tok_s<-5%'. A change counts when its whole 95 % interval lies beyond the limit, and "
+            "its value where it has no interval: noise fails no build. Exit 1 also where a run no longer "
+            "succeeds, or where a limit cannot be checked: a run of OLD that has the metric is missing in "
+            "NEW, was measured there on another text or tokenizer, or lost the metric; or a record of NEW "
+            "cannot be read. An unknown metric is answered with the list of all.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,

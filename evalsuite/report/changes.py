@@ -2,6 +2,9 @@
 
     relative change = new / old − 1        absolute change = new − old
 
+A relative change is of a positive value. A metric that may be of either sign, such as Δ ln PPL, has an
+absolute change only: a share of a value near 0 says nothing, and of a negative one it has the wrong sign.
+
 A perplexity's interval is paired by window, from the samples of both runs, so that the text's own variation
 cancels. Those of other metrics combine the two intervals as of independent estimates, half widths added in
 squares. A metric without repeats has none.
@@ -33,13 +36,19 @@ class Number:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a record. `read` gives None where a record does not have it."""
+    """A number of a record.
+
+    Attributes:
+        read: gives None where a record does not have it.
+        signed: it may be negative, so it has no relative change.
+    """
 
     name: str
     unit: str
     better: Literal["lower", "higher"] | None
     meaning: str
     read: Callable[[Record], Number | None]
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ _ALL = (
     ),
     Metric(
         "delta_ln_ppl", "", "lower", "Δ ln PPL against the baseline",
-        _compared(lambda c: Number(c.delta_ln_ppl, c.low, c.high)),
+        _compared(lambda c: Number(c.delta_ln_ppl, c.low, c.high)), signed=True,
     ),
     Metric(
         "kl_nats", "nats", "lower", "mean KL divergence from the baseline",
@@ -162,8 +171,8 @@ METRICS = {metric.name: metric for metric in _ALL}
 
 
 def relative(old: Number, new: Number) -> Shift | None:
-    """new / old − 1; None where the old value is 0."""
-    if old.value == 0:
+    """new / old − 1; None where the old value is not positive."""
+    if old.value <= 0:
         return None
     ratio = new.value / old.value
     halves = _halves((old, new))

@@ -1,11 +1,13 @@
 """Two results folders: what changed between runs of the same spec.
 
 Runs are matched by what was asked for: the model's name, protocol or serving, and workload; which GPU of
-several equal ones does not matter. Perplexities must be of one text and tokenizer, speeds of one kind of
-device: else a pair is listed with the reason why it is not compared.
+several equal ones does not matter. Speeds are matched on one kind of device: a run on another has no partner.
+Perplexities must be of one text and tokenizer: else a pair is listed with the reason why it is not compared.
+They are compared across devices, and everything across drivers and libraries, as what a new one changes may
+be the question: what differs of these is named.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,11 +23,12 @@ from evalsuite.core.spec import (
 )
 from evalsuite.core.units import decimals_for
 from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
-from evalsuite.report.choose import device_of, model_of, newest, perplexity_condition
+from evalsuite.report.choose import device_of, model_of, perplexity_condition
 from evalsuite.report.limits import Limit
 from evalsuite.report.naming import what
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.speed import ENDINGS
+from evalsuite.report.surroundings import Surrounding, surroundings
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.store.runs import StoredRun
 
@@ -65,22 +68,40 @@ class Change:
                 found.append(limit)
         return found
 
+    def unchecked(self, limits: Sequence[Limit]) -> list[Limit]:
+        """Limits on a share, where the value changed from one that has none."""
+        if self.relative is not None or self.absolute.value == 0:
+            return []
+        return [limit for limit in limits if limit.metric is self.metric and limit.is_relative]
+
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A run that is compared with nothing, and why; `broke` where it succeeded before and no longer does."""
+    """A run that is compared with nothing, and why.
+
+    Attributes:
+        broke: it succeeded before and no longer does.
+        before: the old run that succeeded, where nothing that can be compared with it was measured since.
+    """
 
     run: StoredRun
     why: str
     broke: bool = False
+    before: StoredRun | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Every change, and every run without a partner."""
+    """Every change, the pairs that were compared, old before new, and every run without a partner."""
 
     changes: tuple[Change, ...]
+    pairs: tuple[tuple[StoredRun, StoredRun], ...]
     unmatched: tuple[Unmatched, ...]
+
+    @property
+    def surroundings(self) -> list[Surrounding]:
+        """Devices, drivers and libraries that differ between the two runs of a pair."""
+        return surroundings((old.record, new.record) for old, new in self.pairs)
 
     @property
     def broken(self) -> list[Unmatched]:
@@ -89,15 +110,54 @@ class Difference:
     def crossed(self, limits: Sequence[Limit]) -> list[tuple[Change, Limit]]:
         return [(change, limit) for change in self.changes for limit in change.crossed(limits)]
 
+    def unchecked(self, limits: Sequence[Limit]) -> Iterator[tuple[Limit, StoredRun, str]]:
+        """Limits on what an old run has and no new one answers to, with one of the two runs, and why.
 
-def difference(old: Sequence[StoredRun], new: Sequence[StoredRun]) -> Difference:
+        Runs that broke are not among them.
+        """
+        for limit in limits:
+            read = limit.metric.read
+            for one in self.unmatched:
+                if one.before is not None and read(one.before.record) is not None:
+                    yield limit, one.run, one.why
+            for old, new in self.pairs:
+                if read(old.record) is not None and read(new.record) is None:
+                    yield limit, new, f"has no {limit.metric.name}, and had it before"
+            for change in self.changes:
+                if limit in change.unchecked(limits):
+                    yield limit, change.new, f"was {change.before.value:g} before, of which there is no share"
+
+    def failures(self, limits: Sequence[Limit]) -> list[str]:
+        """Why a build under these limits fails; nothing where all are held, or there are none."""
+        if not limits:
+            return []
+        return [
+            *(f"{limit.text} is crossed by {one.new.record.run_id}" for one, limit in self.crossed(limits)),
+            *(f"{one.run.record.run_id}: {one.why}" for one in self.broken),
+            *(
+                f"{limit.text} cannot be checked for {run.record.run_id}: {why}"
+                for limit, run, why in self.unchecked(limits)
+            ),
+        ]
+
+
+def difference(
+    old: Sequence[StoredRun], new: Sequence[StoredRun], sides: Sequence[StoredRun] = ()
+) -> Difference:
     """Match and compare; of several runs of one spec in a folder the newest counts.
+
+    Of the old folder that is the newest that succeeded, if one did: what a new run must live up to. Of the
+    new one it is the newest, however it ended.
 
     Args:
         old, new: newest first.
+        sides: further runs that a comparison among these may be of.
     """
-    before, after = ({_key(run.record, runs): run for run in newest(runs)} for runs in (old, new))
+    known = {run.record.run_id: run.record for run in (*sides, *old, *new)}
+    before = _by_key(sorted(old, key=lambda run: run.record.status != "ok"), known)
+    after = _by_key(new, known)
     changes: list[Change] = []
+    pairs: list[tuple[StoredRun, StoredRun]] = []
     unmatched: list[Unmatched] = []
     for key, run in after.items():
         partner = before.get(key)
@@ -111,22 +171,36 @@ def difference(old: Sequence[StoredRun], new: Sequence[StoredRun]) -> Difference
         elif partner.record.status != "ok":
             unmatched.append(Unmatched(run, f"succeeded, and before: {ENDINGS[partner.record.status]}"))
         elif why := _unlike(partner.record, run.record):
-            unmatched.append(Unmatched(run, why))
+            unmatched.append(Unmatched(run, why, before=partner))
         else:
+            pairs.append((partner, run))
             changes += _changes(partner, run)
-    unmatched += (Unmatched(run, "only in the old folder") for key, run in before.items() if key not in after)
-    return Difference(tuple(changes), tuple(unmatched))
+    unmatched += (
+        Unmatched(run, "only in the old folder", before=run if run.record.status == "ok" else None)
+        for key, run in before.items()
+        if key not in after
+    )
+    return Difference(tuple(changes), tuple(pairs), tuple(unmatched))
 
 
-def _key(record: Record, runs: Sequence[StoredRun]) -> Hashable:
-    """Equal for runs of one spec; specs of older versions are filled with today's defaults."""
+def _by_key(runs: Sequence[StoredRun], known: Mapping[str, Record]) -> dict[Hashable, StoredRun]:
+    """The first of each key."""
+    found: dict[Hashable, StoredRun] = {}
+    for run in runs:
+        found.setdefault(_key(run.record, known), run)
+    return found
+
+
+def _key(record: Record, known: Mapping[str, Record]) -> Hashable:
+    """Equal for runs of one spec; specs of older versions are filled with today's defaults.
+
+    Ids hold the time, so a comparison is that of two specs; of a run that is not `known`, of its id.
+    """
     kind = SPECS[record.kind]
     spec = kind.model_validate(record.spec)
     if isinstance(spec, CompareSpec):
-        by_id = {run.record.run_id: run.record for run in runs}
-        sides = (by_id.get(name) for name in (spec.baseline, spec.candidate))
-        # ids hold the time: a comparison is that of two specs
-        return "compare", *(None if side is None else _key(side, ()) for side in sides)
+        names = spec.baseline, spec.candidate
+        return "compare", *(_key(known[name], known) if name in known else name for name in names)
     values: dict[str, Any] = spec.model_dump(mode="json")
     if isinstance(spec, SpeedSpec | FootprintSpec):
         cast("dict[str, Any]", values["serving"]).pop("gpus")
@@ -146,7 +220,7 @@ def _changes(old: StoredRun, new: StoredRun) -> Iterator[Change]:
         before, after = metric.read(old.record), metric.read(new.record)
         if before is None or after is None:
             continue
-        share = relative(before, after)
+        share = None if metric.signed else relative(before, after)
         if metric.name == "ppl":
             share = paired_perplexity(old, new) or share
         shift = absolute(before, after)
@@ -164,13 +238,15 @@ def telling(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Change]:
     asked = {limit.metric.name for limit in limits}
     found: list[Change] = []
     for pair in by_pair(changes).values():
-        moved = [c for c in pair if c.crossed(limits) or c.shift.certain or _unsure(c)]
+        moved = [c for c in pair if _tells(c, limits)]
         if moved:
             found += [c for c in pair if c.metric.name in MAIN | asked or c in moved]
     return found
 
 
-def _unsure(change: Change) -> bool:
+def _tells(change: Change, limits: Sequence[Limit]) -> bool:
+    if change.crossed(limits) or change.unchecked(limits) or change.shift.certain:
+        return True
     return change.shift.certain is None and change.metric.name in MAIN and change.shift.value != 0
 
 
@@ -251,4 +327,6 @@ def _verdict(change: Change) -> Cell:
 def _limit(change: Change, limits: Sequence[Limit]) -> Cell:
     if change.crossed(limits):
         return Cell("crossed", "failed")
+    if change.unchecked(limits):
+        return Cell("unchecked", "failed")
     return Cell("held") if any(limit.metric is change.metric for limit in limits) else NOT_MEASURED

@@ -6,11 +6,13 @@
     change = ( "+" | "-" ) number [ "%" ]        or 0
 
 ``ppl>+1%`` is crossed where perplexity rose by more than 1 %, ``decode_tok_s<-5%`` where decode speed fell by
-more than 5 %; without ``%`` the change is in the metric's own unit, as in ``vram_gb>+0.5``.
+more than 5 %; without ``%`` the change is in the metric's own unit, as in ``vram_gb>+0.5``. A metric that
+may be of either sign, such as ``delta_ln_ppl``, has no share: its limit is without ``%``.
 
 A limit is crossed only where the whole 95 % interval of the change lies beyond it, and by the value alone
 where a change has no interval. So noise fails no build, and a build that passes may still hide a change
-smaller than the interval: more repeats or more windows make it narrower.
+smaller than the interval: more repeats or more windows make it narrower. A limit on what was measured before
+and is no longer there fails one.
 """
 
 import re
@@ -44,7 +46,8 @@ def parse_limit(text: str) -> Limit:
     """A limit from its text.
 
     Raises:
-        UsageError: it is none, its metric is not known, or it does not say whether it is up or down.
+        UsageError: it is none, its metric is not known, it does not say whether it is up or down, or it is a
+            share of a metric that may be negative.
     """
     found = _LIMIT.fullmatch(text)
     if found is None:
@@ -57,6 +60,12 @@ def parse_limit(text: str) -> Limit:
     if name not in METRICS:
         raise UsageError(
             f"--fail-on {text!r}: there is no metric {name!r}.", todo=f"choose from {', '.join(METRICS)}."
+        )
+    if percent and METRICS[name].signed:
+        raise UsageError(
+            f"--fail-on {text!r}: there is no share of {name}.",
+            cause=f"{METRICS[name].meaning} may be negative or next to 0.",
+            todo=f"limit its change itself, such as {name}{direction}{'+' if direction == '>' else '-'}0.01.",
         )
     if not sign and float(number):
         likely = "+" if direction == ">" else "-"

@@ -47,10 +47,32 @@ class Report:
 def load_folders(
     folders: Sequence[Path], models: Sequence[str] = ()
 ) -> tuple[list[StoredRun], tuple[str, ...]]:
-    """Finished runs of these models, newest first in each folder; and why others were left out.
+    """Finished runs of these models, kind by kind, newest first; and why others were left out.
 
     Raises:
         UsageError: a folder is not there, or there is no such run.
+    """
+    runs, warnings = read_folders(folders)
+    chosen = of_models(runs, models)
+    if not chosen:
+        raise nothing_there(folders, models, warnings)
+    return chosen, warnings
+
+
+def nothing_there(folders: Sequence[Path], models: Sequence[str], warnings: Sequence[str]) -> UsageError:
+    of = f" of {' or '.join(models)}" if models else ""
+    return UsageError(
+        f"{', '.join(map(str, folders))} holds no finished run{of} that can be read.",
+        cause="; ".join(warnings),
+        todo="measure something first, such as `hlwq-eval ppl`, or name another folder.",
+    )
+
+
+def read_folders(folders: Sequence[Path]) -> tuple[list[StoredRun], tuple[str, ...]]:
+    """All finished runs, kind by kind, newest first; and why others were left out.
+
+    Raises:
+        UsageError: a folder is not there.
     """
     runs: list[StoredRun] = []
     warnings: list[str] = []
@@ -59,21 +81,15 @@ def load_folders(
             raise UsageError(f"There is no folder {folder}.", todo="name the folder that holds the records.")
         found, left_out = load_runs(folder)
         known = {run.path.resolve() for run in runs}  # a folder may be named twice
-        runs += (
-            run
-            for run in found
-            if run.path.resolve() not in known
-            and (not models or not models_of(run.record).isdisjoint(models))
-        )
+        runs += (run for run in found if run.path.resolve() not in known)
         warnings += (f"left out: {reason}" for reason in left_out)
-    if not runs:
-        of = f" of {' or '.join(models)}" if models else ""
-        raise UsageError(
-            f"{', '.join(map(str, folders))} holds no finished run{of} that can be read.",
-            cause="; ".join(warnings),
-            todo="measure something first, such as `hlwq-eval ppl`, or name another folder.",
-        )
+    runs.sort(key=lambda run: (run.record.kind, run.record.started), reverse=True)
     return runs, tuple(warnings)
+
+
+def of_models(runs: Sequence[StoredRun], models: Sequence[str]) -> list[StoredRun]:
+    """The runs that are about one of these models; all where none is named."""
+    return [run for run in runs if not models or not models_of(run.record).isdisjoint(models)]
 
 
 def models_of(record: Record) -> set[str]:

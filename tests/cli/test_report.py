@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 import pytest
-from report.record_files import copy_runs, speed_record, store
+from report.record_files import copy_runs, machine, speed_record, store
 
 FORMS = "md,csv,tex,json,png,svg"
 
@@ -102,6 +102,18 @@ def test_a_folder_that_is_named_twice_counts_once(cli, results):
     assert "4 runs" in cli("report", "results", "results/../results", "--formats", "md").said
 
 
+def test_of_two_folders_the_newest_run_stands_in_the_tables(cli, tmp_path):
+    old = speed_record(decode=50.0)
+    new = speed_record(decode=80.0, stamp="20261102T000000Z", started="2026-11-02T00:00:00+00:00")
+    store(tmp_path / "a", old)
+    store(tmp_path / "b", new)
+    for folders in (("a", "b"), ("b", "a")):
+        assert cli("report", *folders, "--out", "there", "--formats", "md").code == 0
+        text = (tmp_path / "there" / "REPORT.md").read_text()
+        assert "80.0 ± 1.0" in text
+        assert "50.0 ± 1.0" not in text
+
+
 class TestDifference:
     def folders(self, tmp_path, decode, **changes):
         store(tmp_path / "old", speed_record())
@@ -135,6 +147,77 @@ class TestDifference:
         assert "had succeeded before" in done.said
         assert cli("report", "old", "new", "--diff").code == 0
 
+    def test_of_one_model_its_comparisons_with_another_are_matched(self, cli, tmp_path):
+        runs = "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*"
+        for results in (tmp_path / "old", tmp_path / "new"):
+            copy_runs(results, *runs)
+            (one,) = results.glob("*/compare-*")
+            other = store(results, speed_record("other")) / one.parent.name / "compare-20261101T000000Z-0123"
+            other.mkdir()  # against another baseline
+            record = json.loads((one / "run.json").read_text())
+            record["run_id"] = f"{one.parent.name}/{other.name}"
+            record["spec"]["baseline"] = speed_record("other").run_id
+            (other / "run.json").write_text(json.dumps(record))
+        for folder in sorted((tmp_path / "new").glob("*/ppl-*")):  # both were measured again
+            later = folder.with_name(folder.name.replace("ppl-20261123T21", "ppl-20261124T21"))
+            folder.rename(later)
+            names = f"{folder.parent.name}/{folder.name}", f"{later.parent.name}/{later.name}"
+            for record in (tmp_path / "new").glob("*/*/run.json"):
+                record.write_text(record.read_text().replace(*names))
+        model = "demo-rtn-int4-0ffffe92"
+        done = cli("report", "old", "new", "--diff", "--model", model, "--json")
+        document = json.loads(done.out)
+        assert document["not_compared"] == []
+        assert [change["metric"] for change in document["changes"]].count("delta_ln_ppl") == 2
+        assert all(run.startswith(model) for change in document["changes"] for run in change["runs"])
+
+    def test_a_run_that_is_missing_is_exit_1_under_a_limit_on_it(self, cli, tmp_path):
+        gone = speed_record(size=8)
+        store(tmp_path / "old", speed_record(), gone)
+        store(tmp_path / "new", speed_record())
+        limited = ("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%")
+        done = cli(*limited, "--json", "--out", "there")
+        assert done.code == 1
+        why = f"decode_tok_s<-5% cannot be checked for {gone.run_id}: only in the old folder"
+        assert why in " ".join(done.err.split())
+        assert json.loads(done.out)["failures"] == [why]
+        assert f"{gone.run_id}: only in the old folder" in (tmp_path / "there" / "DIFFERENCE.md").read_text()
+        assert cli("report", "old", "new", "--diff").code == 0
+
+    def test_a_new_folder_without_a_run_is_exit_1_under_a_limit(self, cli, tmp_path):
+        store(tmp_path / "old", speed_record())
+        store(tmp_path / "new", speed_record("other"))
+        arguments = ("report", "old", "new", "--diff", "--model", "m")
+        assert cli(*arguments).code == 2
+        done = cli(*arguments, "--fail-on", "decode_tok_s<-5%")
+        assert done.code == 1
+        assert "only in the old folder" in done.said
+
+    def test_a_new_record_that_cannot_be_read_is_exit_1_under_a_limit(self, cli, tmp_path):
+        self.folders(tmp_path, 100.0)
+        damaged = store(tmp_path / "new", speed_record("other")) / speed_record("other").run_id / "run.json"
+        damaged.write_text("{")
+        done = cli("report", "old", "new", "--diff", "--fail-on", "decode_tok_s<-5%")
+        assert done.code == 1
+        assert "no limit can be checked for a run that was left out: new/other/speed-" in " ".join(
+            done.err.split()
+        )
+        assert cli("report", "old", "new", "--diff").code == 0
+
+    def test_what_else_is_another_on_the_new_side_is_said_once_everywhere(self, cli, tmp_path):
+        store(tmp_path / "old", speed_record(), speed_record(size=8))
+        newer = machine(driver="590.2", vllm="0.27.0")
+        store(tmp_path / "new", speed_record(machine=newer), speed_record(size=8, machine=newer))
+        done = cli("report", "old", "new", "--diff", "--out", "there", "--json")
+        assert done.code == 0
+        why = "driver 580.1 → 590.2; vllm 0.26.0 → 0.27.0."
+        for text in (done.err, (tmp_path / "there" / "DIFFERENCE.md").read_text()):
+            assert " ".join(text.split()).count(why) == 1
+        assert json.loads(done.out)["surroundings"] == [
+            {"name": "driver", "old": "580.1", "new": "590.2", "pairs": 2},
+            {"name": "vllm", "old": "0.26.0", "new": "0.27.0", "pairs": 2},
+        ]
+
     def test_it_writes_where_it_is_told(self, cli, tmp_path):
         self.folders(tmp_path, 80.0)
         assert cli("report", "old", "new", "--diff", "--out", "there").code == 0
@@ -142,4 +225,4 @@ class TestDifference:
         assert text.startswith("# new against old")
         assert "| ttft_ms |" in text, "every metric, also those that the screen leaves out"
         document = json.loads((tmp_path / "there" / "difference.json").read_text())
-        assert {"changes", "not_compared", "tables", "warnings"} == set(document)
+        assert {"changes", "failures", "not_compared", "surroundings", "tables", "warnings"} == set(document)

@@ -1,22 +1,32 @@
 """Two folders: what is matched, how much it changed with which certainty, and what is not compared."""
 
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from evalsuite.core.record import Record
 from evalsuite.report.changes import Number, absolute, relative
 from evalsuite.report.difference import Change, changes_tables, difference, telling, unmatched_table
 from evalsuite.report.limits import parse_limit
-from evalsuite.store.runs import load_runs
+from evalsuite.store.runs import StoredRun, load_runs
 from report.record_files import copy_runs, edit, machine, model, speed_record, store
 
 DEMO = "demo/ppl-20261123T210622Z-*"
+LATER = "20261102T000000Z"
 
 
 def compared(old: Path, new: Path):
     return difference(load_runs(old)[0], load_runs(new)[0])
+
+
+def on_gpu(index: int, record: Record) -> Record:
+    serving = {**record.spec["serving"], "gpus": [index]}
+    changed = {"spec": {**record.spec, "serving": serving}, "spec_hash": f"{index:012}"}
+    return record.model_copy(update=changed)
 
 
 def change(found, metric: str) -> Change:
@@ -44,8 +54,9 @@ class TestChanges:
             assert found is not None
             assert found.low is None
 
-    def test_of_zero_there_is_no_share(self):
-        assert relative(Number(0), Number(1)) is None
+    @pytest.mark.parametrize("old", [0, -0.5])
+    def test_of_what_is_not_positive_there_is_no_share(self, old: float):
+        assert relative(Number(old), Number(1)) is None
 
 
 class TestPerplexity:
@@ -100,6 +111,141 @@ class TestPerplexity:
         assert found.unmatched == ()
 
 
+class TestWhichRunCounts:
+    def test_of_a_comparison_that_was_scored_again_the_newest(self, tmp_path: Path):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        old, new = copy_runs(tmp_path / "old", *runs), copy_runs(tmp_path / "new", *runs)
+        (first,) = new.glob("demo-rtn*/compare-*")
+        kind, _, digest = first.name.split("-")
+        again = first.with_name(f"{kind}-20270101T000000Z-0{digest[1:]}")
+        shutil.copytree(first, again)
+        # it names a perplexity that was measured again, of the same spec
+        (scored,) = new.glob("demo-rtn*/ppl-*")
+        repeat = scored.with_name(f"ppl-20261231T000000Z-{scored.name.split('-')[2]}")
+        shutil.copytree(scored, repeat)
+        name = f"{repeat.parent.name}/{repeat.name}"
+        edit(repeat, lambda data: data.update(run_id=name))
+
+        def rescored(data: dict[str, Any]) -> None:
+            data.update(run_id=f"{again.parent.name}/{again.name}", spec_hash=f"0{digest[1:]}")
+            data["spec"]["candidate"] = data["results"]["candidate_run"] = name
+            data["results"].update(delta_ln_ppl=0.75)
+
+        edit(again, rescored)
+        found = compared(old, new)
+        assert change(found, "delta_ln_ppl").after.value == 0.75
+        assert found.unmatched == ()
+
+    def test_of_runs_on_another_index_of_gpu_the_newest(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(
+            tmp_path / "new", speed_record(decode=90.0), on_gpu(1, speed_record(decode=80.0, stamp=LATER))
+        )
+        assert change(compared(old, new), "decode_tok_s").after.value == 80
+
+    def test_a_newer_failure_in_the_new_folder_is_broken(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(tmp_path / "new", speed_record(), speed_record(status="oom", stamp=LATER))
+        found = compared(old, new)
+        assert [one.run.record.status for one in found.broken] == ["oom"]
+        assert found.changes == ()
+
+    def test_a_newer_failure_in_the_old_folder_does_not_hide_what_succeeded(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(), on_gpu(1, speed_record(status="oom", stamp=LATER)))
+        new = store(tmp_path / "new", speed_record(decode=80.0))
+        assert change(compared(old, new), "decode_tok_s").shift.value == pytest.approx(-0.2)
+
+    def test_comparisons_with_other_baselines_are_apart_whatever_runs_are_chosen(self, tmp_path: Path):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        folder = copy_runs(tmp_path, *runs)
+        every = load_runs(folder)[0]
+        chosen = [run for run in every if run.record.run_id.startswith("demo-rtn")]
+        (one,) = [run for run in chosen if run.record.kind == "compare"]
+        spec = {**one.record.spec, "baseline": "demo/ppl-20270101T000000Z-000000000000"}
+        other = StoredRun(one.path, one.record.model_copy(update={"spec": spec, "run_id": "demo-rtn/other"}))
+        found = difference([*chosen, other], chosen, sides=every)
+        assert {c.old.record.run_id for c in found.changes if c.metric.name == "delta_ln_ppl"} == {
+            one.record.run_id
+        }
+        assert [row.run.record.run_id for row in found.unmatched] == ["demo-rtn/other"]
+
+
+class TestUnchecked:
+    """A limit on what is no longer measured is not held."""
+
+    LIMITS = (parse_limit("decode_tok_s<-5%"),)
+
+    def test_a_run_that_is_missing(self, tmp_path: Path):
+        gone = speed_record(size=8, stamp=LATER)
+        old = store(tmp_path / "old", speed_record(), gone)
+        new = store(tmp_path / "new", speed_record(), speed_record(size=16))
+        found = compared(old, new)
+        assert found.failures(self.LIMITS) == [
+            f"decode_tok_s<-5% cannot be checked for {gone.run_id}: only in the old folder"
+        ]
+        assert found.failures([parse_limit("ppl>+1%")]) == [], "no old run has it"
+        assert found.failures([]) == []
+
+    def test_a_missing_run_that_had_failed_before_is_no_loss(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record(), speed_record(size=8, status="oom"))
+        new = store(tmp_path / "new", speed_record())
+        assert compared(old, new).failures(self.LIMITS) == []
+
+    def test_another_text(self, tmp_path: Path):
+        old, new = copy_runs(tmp_path / "old", DEMO), copy_runs(tmp_path / "new", DEMO)
+        edit(next(new.glob(DEMO)), lambda data: data["text"].update(tokenizer_sha256="0" * 64))
+        (failure,) = compared(old, new).failures([parse_limit("ppl>+1%")])
+        assert failure.startswith("ppl>+1% cannot be checked for demo/ppl-")
+        assert failure.endswith("another text, tokenizer or number of windows than before")
+
+    def test_a_metric_that_the_new_run_lost(self, tmp_path: Path):
+        old = store(tmp_path / "old", speed_record())
+        new = store(tmp_path / "new", speed_record(telemetry=None))
+        found = compared(old, new)
+        (failure,) = found.failures([parse_limit("rss_gb>+10%")])
+        assert failure.endswith("has no rss_gb, and had it before")
+        assert found.failures(self.LIMITS) == []
+
+    def test_a_share_of_zero(self, tmp_path: Path):
+        old, new = (store(tmp_path / name, speed_record(size=8)) for name in ("old", "new"))
+        edit(
+            next(old.glob("m/*")),
+            lambda data: data["expert_cache"]["layers"][0].update(hits=0, misses=128),
+        )
+        limits = [parse_limit("hits_percent<-5%")]
+        assert compared(old, old).failures(limits) == []
+        found = compared(old, new)
+        (failure,) = found.failures(limits)
+        assert failure.endswith("was 0 before, of which there is no share")
+        (table,) = changes_tables(telling(found.changes, limits), limits)
+        assert {row[0]: row[-1] for row in table.cells()}["hits_percent"] == "unchecked"
+
+
+class TestSigned:
+    """Δ ln PPL, which is negative where the candidate is better and next to 0 where it is as good."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "changed", "shown"),
+        [
+            ((-0.02, -0.021, -0.019), (0.01, 0.009, 0.011), "+0.0300 ± 0.0014", "yes, worse"),
+            ((-0.02, -0.021, -0.019), (-0.04, -0.041, -0.039), "-0.0200 ± 0.0014", "yes, better"),
+            ((0.02, 0.019, 0.021), (0.04, 0.039, 0.041), "+0.0200 ± 0.0014", "yes, worse"),
+            ((0.0001, -0.0005, 0.0007), (0.0001, -0.0005, 0.0007), "+0.00000 ± 0.00085", "equal"),
+        ],
+    )
+    def test_it_changes_by_itself_and_not_by_a_share(self, tmp_path: Path, old, new, changed, shown):
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        for name, ends in (("old", old), ("new", new)):
+            copy_runs(tmp_path / name, *runs)
+            (folder,) = (tmp_path / name).glob("demo-rtn*/compare-*")
+            found = dict(zip(("delta_ln_ppl", "low", "high"), ends, strict=True))
+            edit(folder, lambda data, found=found: data["results"].update(found))
+        one = change(compared(tmp_path / "old", tmp_path / "new"), "delta_ln_ppl")
+        assert one.relative is None
+        (table,) = changes_tables([one], ())
+        assert table.cells()[0][3:] == [changed, shown]
+
+
 class TestSpeed:
     def test_a_fall_beyond_its_interval(self, tmp_path: Path):
         old = store(tmp_path / "old", speed_record(decode=100.0))
@@ -125,9 +271,7 @@ class TestSpeed:
 
     def test_another_index_of_gpu_matches_and_another_device_does_not(self, tmp_path: Path):
         old = store(tmp_path / "old", speed_record())
-        moved = speed_record()
-        serving = {**moved.spec["serving"], "gpus": [1]}
-        new = store(tmp_path / "new", moved.model_copy(update={"spec": {**moved.spec, "serving": serving}}))
+        new = store(tmp_path / "new", on_gpu(1, speed_record()))
         assert change(compared(old, new), "decode_tok_s").shift.value == 0
         other = model().model_copy(update={"device_name": "H200"})
         apart = store(tmp_path / "apart", speed_record(model=other))

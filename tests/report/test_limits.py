@@ -40,6 +40,8 @@ def test_what_parses(text, metric, direction, bound, is_relative):
         ("speed>+1%", "there is no metric 'speed'"),
         ("ppl>1%", "a rise or a fall"),
         ("decode_tok_s<5%", "a rise or a fall"),
+        ("delta_ln_ppl>+5%", "there is no share of delta_ln_ppl"),
+        ("delta_ln_ppl>0%", "there is no share of delta_ln_ppl"),
     ],
 )
 def test_what_is_refused(text, why):
@@ -58,6 +60,7 @@ def test_the_refusal_of_a_missing_sign_proposes_the_likely_one():
     st.decimals(0, 999, places=2), st.booleans(),
 )  # fmt: skip
 def test_every_limit_parses_as_it_reads(name, direction, sign, number, percent):
+    percent = percent and not METRICS[name].signed
     limit = parse_limit(f"{name}{direction}{sign}{number}{'%' * percent}")
     assert limit.metric is METRICS[name]
     assert limit.bound == pytest.approx(float(f"{sign}{number}") / (100 if percent else 1))
