@@ -55,7 +55,7 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
             bounds = {place: r.result.bound.tokens_per_s for place, r in points if r.result.bound}
             if bounds:
                 axes.plot(
-                    *_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2,
+                    *_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2, marker="_",
                     label=f"bound: {name}",
                 )  # fmt: skip
         axes.set_yscale("log")
