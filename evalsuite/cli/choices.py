@@ -60,6 +60,8 @@ Cluster = Annotated[
 WORKERS = "With --cluster: at most so many workers."
 GPU_KIND = "With --cluster: the kind of GPU, as Ray, a custom resource or a node label names it."
 
+EXCLUSIVE = "With --cluster: a cell takes its whole node."
+
 
 def cluster_choice(address: str | None, given: dict[str, Any]) -> ClusterChoice | None:
     """The cluster that the flags name; None without ``--cluster``.
@@ -77,6 +79,50 @@ def cluster_choice(address: str | None, given: dict[str, Any]) -> ClusterChoice 
         if value:
             raise UsageError(f"{flag} is for a cluster.", todo=f"give --cluster auto, or leave {flag} out.")
     return None
+
+
+def require_use(on: ClusterChoice, *, scores: bool, times: bool) -> None:
+    """Refuse what an experiment would not use of a cluster.
+
+    Args:
+        scores, times: whether it scores perplexity there, and whether it times cells.
+
+    Raises:
+        UsageError: a flag is for steps that it has not, or for others than it has.
+    """
+    if not scores and not times:
+        raise UsageError(
+            "None of these steps runs on a cluster.",
+            cause="it scores perplexity and times cells.",
+            todo="leave --cluster out, or choose other steps.",
+        )
+    if on.workers is not None and not scores:
+        raise UsageError("--workers is for perplexity, and no step scores it.", todo="leave --workers out.")
+    if on.exclusive and not times:
+        raise UsageError("--exclusive is for timing, and no cell is timed.", todo="leave --exclusive out.")
+    if len(on.gpu_kinds) > 1 and scores:
+        raise UsageError(
+            "Perplexity takes one --gpu-kind.",
+            cause="rounding differs between them, so one number cannot come from several.",
+            todo="name one, or choose speed steps alone: --only speed.",
+        )
+
+
+def refuse_on_a_cluster(given: dict[str, object]) -> None:
+    """Refuse what only a machine of its own can do.
+
+    Args:
+        given: the flags that are about this machine, with their values.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for flag, value in given.items():
+        if value:
+            raise UsageError(
+                f"{flag} is about this machine, and what is measured on a cluster runs on others.",
+                todo=f"leave out {flag} or --cluster.",
+            )
 
 
 def numbers(flag: str, text: str, least: int) -> tuple[int, ...]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.choices import GPU_KIND, WORKERS, Cluster, cluster_choice
+from evalsuite.cli.choices import (
+    EXCLUSIVE,
+    GPU_KIND,
+    WORKERS,
+    Cluster,
+    cluster_choice,
+    refuse_on_a_cluster,
+    require_use,
+)
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 
@@ -34,8 +42,13 @@ def run(
         Path, typer.Option(help="Folder for quantized checkpoints and traces; an ablation removes its own.")
     ] = Path("build/experiments"),
     cluster: Cluster = None,
-    gpu_kind: Annotated[str | None, typer.Option(help=GPU_KIND)] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help=WORKERS)] = None,
+    gpu_kind: Annotated[
+        list[str] | None, typer.Option(help=f"{GPU_KIND} Several time every cell on each.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help=f"{WORKERS} They score; cells are timed wherever there is room.")
+    ] = None,
+    exclusive: Annotated[bool, typer.Option("--exclusive", help=EXCLUSIVE)] = False,
     results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -46,18 +59,26 @@ def run(
     that every node has under the same path.
     """
     from evalsuite.experiment.ablation import Run
-    from evalsuite.experiment.evaluation import Evaluation
+    from evalsuite.experiment.evaluation import Evaluation, PerplexityStep, SpeedStep
     from evalsuite.experiment.load import load_experiment
     from evalsuite.store.runs import RunStore
 
     screen, chosen = Screen(as_json), load_experiment(experiment)
-    on = cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers})
+    on = cluster_choice(cluster, {"--gpu-kind": gpu_kind, "--workers": workers, "--exclusive": exclusive})
+    if on is not None:
+        refuse_on_a_cluster({"--dry-run": dry_run})
     if isinstance(chosen, Evaluation):
         from evalsuite.cli.choices import words
         from evalsuite.cli.evaluation_run import Job
 
         evaluation = chosen if limit is None else chosen.limited(limit)
         steps = evaluation.chosen(() if only is None else words("--only", only))
+        if on is not None:
+            require_use(
+                on,
+                scores=any(isinstance(step, PerplexityStep) for step in steps),
+                times=any(isinstance(step, SpeedStep) for step in steps),
+            )
         job = Job(evaluation, steps, experiment.stem, results, work, screen, on)
         if dry_run:
             job.show_plan()
@@ -70,6 +91,7 @@ def run(
         chosen = chosen.model_copy(update={"limit": limit})
     job = Run(chosen, RunStore(results), work)
     if on is not None:
+        require_use(on, scores=True, times=False)
         from evalsuite.cluster.perplexity import run_perplexity_on
 
         job = replace(job, score=partial(run_perplexity_on, on))

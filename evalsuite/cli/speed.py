@@ -8,6 +8,7 @@ import typer
 from evalsuite.cli.app import app
 from evalsuite.cli.choices import (
     ALL,
+    EXCLUSIVE,
     GPU_KIND,
     CachePolicy,
     CacheStore,
@@ -19,6 +20,7 @@ from evalsuite.cli.choices import (
     cluster_choice,
     json_object,
     numbers,
+    refuse_on_a_cluster,
     sizes,
 )
 from evalsuite.cli.show import Screen
@@ -98,9 +100,7 @@ def speed(
     gpu_kind: Annotated[
         list[str] | None, typer.Option(help=f"{GPU_KIND} Several measure every cell on each.")
     ] = None,
-    exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="With --cluster: a cell takes its whole node.")
-    ] = False,
+    exclusive: Annotated[bool, typer.Option("--exclusive", help=EXCLUSIVE)] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -154,7 +154,7 @@ def speed(
     else:
         from evalsuite.cluster.speed import survey
 
-        _refuse_on_a_cluster({"--gpus": gpus, "--server-url": server_url, "--dry-run": dry_run})
+        refuse_on_a_cluster({"--gpus": gpus, "--server-url": server_url, "--dry-run": dry_run})
         machine, gpu_count = survey(chosen, LiveSweep(screen))
         place = Place(machine, chosen)
     measure(
@@ -162,15 +162,6 @@ def speed(
         dry_run=dry_run, mode="auto" if resume is None else "resume" if resume else "fresh",
         no_model=model is None,
     )  # fmt: skip
-
-
-def _refuse_on_a_cluster(given: dict[str, object]) -> None:
-    for flag, value in given.items():
-        if value:
-            raise UsageError(
-                f"{flag} is about this machine, and cells of a cluster run on others.",
-                todo=f"leave out {flag} or --cluster.",
-            )
 
 
 def _modes(text: str | None) -> tuple[Mode, ...] | None:

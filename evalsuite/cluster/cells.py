@@ -4,6 +4,7 @@ Nothing in here imports Ray, and nothing stays on the node: each record leaves, 
 soon as its cell is over.
 """
 
+import os
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,12 +46,19 @@ class Ended:
 News = Said | CellFiles | Ended
 
 
-def measure_group(group: Sequence[SpeedSpec], corpus: Corpus, fingerprint: str, seed: int) -> Iterator[News]:
+def measure_group(
+    group: Sequence[SpeedSpec], corpus: Corpus, fingerprint: str, seed: int, threads: str | None
+) -> Iterator[News]:
     """Measure cells that share a loaded model.
 
     Args:
         fingerprint: of the model's weights, as the driver has them.
+        threads: the driver's OMP_NUM_THREADS. Ray sets it to a task's CPUs, one where it has a GPU, and the
+            engine would inherit that.
     """
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = threads
     news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
     with TemporaryDirectory(prefix="hlwq-eval-") as scratch, ThreadPoolExecutor(1) as thread:
         watcher = _Watcher(RunStore(Path(scratch)), news)

@@ -5,8 +5,9 @@ Timings disturb one another through the processor and the bus, so a sweep can ta
 GPUs always does.
 """
 
+import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any
 from evalsuite.cluster.cells import CellFiles, Ended, Said, measure_group
 from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
 from evalsuite.cluster.nodes import Demand, Node, choose, read_node, refusal
+from evalsuite.cluster.places import Bench, Benches, Errand, Place, Places
 from evalsuite.cluster.scorer import NodeReport, report_node
 from evalsuite.core.errors import EngineDied, EvalError, ResumeMismatch, UsageError, first_line
-from evalsuite.core.record import Machine, Record
+from evalsuite.core.record import Gpu, Machine, Record
 from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.core.sweep import groups
+from evalsuite.core.units import si_bytes
 from evalsuite.data.corpora import Corpus
 from evalsuite.run.perplexity import Finished
 from evalsuite.run.resume import finished_cell
@@ -32,40 +35,18 @@ LOOK_S = 2.0
 MOST_LOSSES = 3  # nodes that one group of cells may cost
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A node that takes part."""
-
-    node: Node
-    machine: Machine
-
-
-@dataclass
-class Errand:
-    """A group of cells for one kind of GPU, and what is still to be measured of it."""
-
-    kind: str | None
-    cells: list[SpeedSpec]
-    losses: int = 0
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an errand takes of a node."""
-
-    bench: Bench
-    gpus: int
-    cpus: float
-
-
 @dataclass
 class _Running:
+    """An errand under way.
+
+    Attributes:
+        beside: the most GPUs of its node that other errands had at once since its latest cell began.
+    """
+
     errand: Errand
     place: Place
     answers: Any
-
-
-Benches = dict[str | None, list[Bench]]
+    beside: int = 0
 
 
 def survey(choice: ClusterChoice, progress: SweepProgress) -> tuple[Machine, int]:
@@ -90,7 +71,7 @@ def run_sweep_on(
 
     Raises:
         EngineDied: a group of cells has cost several tasks or nodes.
-        EvalError: what a node cannot do at all.
+        EvalError: what ended a group of cells on the last node of a kind.
     """
     with _benches(choice, plan.progress) as (ray, benches):
         return _Sweep(ray, benches, choice.exclusive, plan, chosen, corpus).run()
@@ -108,7 +89,7 @@ def _benches(choice: ClusterChoice, progress: SweepProgress) -> Iterator[tuple[A
         demand = Demand(1.0, 1 if any(node.gpus for node in nodes) else 0)
         benches: Benches = {}
         for kind in choice.gpu_kinds or (None,):
-            benches[kind] = _admitted(ray, choose(nodes, demand, kind), progress)
+            benches[kind] = _admitted(ray, choose(nodes, demand, kind), progress, None)
             if not benches[kind]:
                 raise UsageError(
                     f"No node {f'of the kind {kind} ' if kind else ''}may take part.",
@@ -117,8 +98,12 @@ def _benches(choice: ClusterChoice, progress: SweepProgress) -> Iterator[tuple[A
         yield ray, benches
 
 
-def _admitted(ray: Any, nodes: Sequence[Node], progress: SweepProgress) -> list[Bench]:
-    """Those whose library versions are the driver's."""
+def _admitted(ray: Any, nodes: Sequence[Node], progress: SweepProgress, like: Machine | None) -> list[Bench]:
+    """Those whose library versions are the driver's and whose device is that of `like`.
+
+    Args:
+        like: the first node of the kind; None takes the first that is admitted.
+    """
     driver, found = read_machine(), list[Bench]()
     task = ray.remote(report_node)
     tasks = [
@@ -128,64 +113,39 @@ def _admitted(ray: Any, nodes: Sequence[Node], progress: SweepProgress) -> list[
     for node, ref in tasks:
         try:
             report: NodeReport = ray.get(ref)
-            reason = refusal(driver, report.machine, "", "")
+            reason = refusal(driver, report.machine, "", "") or (like and _unlike(like, report.machine))
         except ray.exceptions.RayError as error:
             progress.phase(f"{node.name} is refused: hlwq-eval cannot run there: {first_line(error)}")
             continue
         if reason is not None:
             progress.phase(f"{node.name} is refused: {reason}")
             continue
+        like = like or report.machine
         found.append(Bench(node, report.machine))
     return found
+
+
+def _unlike(first: Machine, machine: Machine) -> str | None:
+    """How a node's device differs from that of the first node of its kind; how many it has does not count."""
+    if machine.gpus or first.gpus:
+        there, here = (", ".join(sorted({_device(gpu) for gpu in m.gpus})) for m in (first, machine))
+        if here != there:
+            return f"it has {here or 'no GPU'}, and the first node of its kind {there or 'none'}"
+        if machine.gpu_driver != first.gpu_driver:
+            return f"its GPU driver is {machine.gpu_driver}, and that of the first node {first.gpu_driver}"
+    elif machine.cpu != first.cpu:
+        return f"its processor is {machine.cpu}, and that of the first node {first.cpu}"
+    return None
+
+
+def _device(gpu: Gpu) -> str:
+    return f"{gpu.name} with {si_bytes(gpu.memory_bytes)}"
 
 
 def _on(node: Node) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
-
-
-class Places:
-    """Which GPUs of which node are taken. Ray keeps others away from them; this keeps errands in order.
-
-    Args:
-        exclusive: an errand takes its whole node; without GPUs it always does.
-
-    Attributes:
-        gone: ids of nodes that are not there any more.
-    """
-
-    def __init__(self, benches: Benches, exclusive: bool) -> None:
-        self._benches, self._exclusive = benches, exclusive
-        self._taken: Counter[str] = Counter()  # GPUs of each node; a node without any counts as one
-        self.gone: set[str] = set()
-
-    def take(self, errand: Errand) -> Place | None:
-        """Room on the first node that has it; None while there is none.
-
-        Raises:
-            EngineDied: no node of its kind is large enough, or is left.
-        """
-        serving = errand.cells[0].serving
-        needed = max((gpu + 1 for gpu in serving.gpus), default=serving.tensor_parallel_size)
-        left = [bench for bench in self._benches[errand.kind] if bench.node.id not in self.gone]
-        fitting = [bench for bench in left if not bench.node.gpus or bench.node.gpus >= needed]
-        if not fitting:
-            raise EngineDied(
-                f"No node {f'of the kind {errand.kind} ' if errand.kind else ''}is left for {needed} GPUs.",
-                todo="start nodes and run the same command again; what is measured is kept.",
-            )
-        for bench in fitting:
-            node = bench.node
-            whole = self._exclusive or not node.gpus
-            gpus = node.gpus if whole else needed
-            if self._taken[node.id] + max(1, gpus) <= max(1, node.gpus):
-                self._taken[node.id] += max(1, gpus)
-                return Place(bench, gpus, node.cpus if whole else 1.0)
-        return None
-
-    def give_back(self, place: Place) -> None:
-        self._taken[place.bench.node.id] -= max(1, place.gpus)
 
 
 class _Sweep:
@@ -253,7 +213,12 @@ class _Sweep:
                 and node.accelerator == like.accelerator
                 and bool(node.gpus) == bool(like.gpus)
             ]
-            benches += _admitted(self._ray, [node for node in fitting if node.cpus >= 1], self._plan.progress)
+            benches += _admitted(
+                self._ray,
+                [node for node in fitting if node.cpus >= 1],
+                self._plan.progress,
+                benches[0].machine,
+            )
 
     def _find(self, kind: str | None) -> None:
         """Cells that were measured before on a node like those of this kind."""
@@ -280,8 +245,17 @@ class _Sweep:
                 scheduling_strategy=_on(place.bench.node),
             )  # fmt: skip
             weights = self._plan.subjects[errand.cells[0].model].fingerprint
-            answers = task.remote(errand.cells, self._corpus, weights, self._plan.seed)
+            threads = os.environ.get("OMP_NUM_THREADS")
+            answers = task.remote(errand.cells, self._corpus, weights, self._plan.seed, threads)
             self._running.append(_Running(errand, place, answers))
+            for running in self._running:
+                running.beside = max(running.beside, self._gpus_beside(running))
+
+    def _gpus_beside(self, running: _Running) -> int:
+        """GPUs of the same node that other errands have now."""
+        node = running.place.bench.node.id
+        others = [one for one in self._running if one is not running and one.place.bench.node.id == node]
+        return sum(other.place.gpus for other in others)
 
     def _listen(self, total: int) -> None:
         """Take what the running errands have sent."""
@@ -302,21 +276,36 @@ class _Sweep:
             case Said(text):
                 self._plan.progress.phase(f"node {running.place.bench.node.number}: {text}")
             case CellFiles(files):
-                found = _keep(self._plan.store, files)
+                found = _keep(self._plan.store, files, _side_by_side(running.beside))
+                running.beside = self._gpus_beside(running)
                 cell = SpeedSpec.model_validate(found.record.spec)
                 self._finished[running.errand.kind, spec_hash(cell)] = found
                 running.errand.cells.remove(cell)
                 self._plan.progress.cell(len(self._finished), total, outcome(found.record))
             case Ended(EvalError() as error):
-                raise type(error)(
-                    f"{running.place.bench.node.name}: {error.what}", cause=error.cause, todo=error.todo
-                )
+                self._refuse(running, error)
             case Ended():
                 self._end(running)
 
     def _end(self, running: _Running) -> None:
         self._running.remove(running)
         self._places.give_back(running.place)
+
+    def _refuse(self, running: _Running, error: EvalError) -> None:
+        """A node cannot measure; others of its kind go on with what it had not sent.
+
+        Raises:
+            EvalError: there is none.
+        """
+        self._end(running)
+        node, errand = running.place.bench.node, running.errand
+        self._places.gone.add(node.id)
+        self._plan.progress.phase(f"{node.name} is refused: {error.what}")
+        if not errand.cells:
+            return
+        if not self._places.left_for(errand):
+            raise type(error)(f"{node.name}: {error.what}", cause=error.cause, todo=error.todo)
+        self._waiting.append(errand)
 
     def _lose(self, running: _Running, reason: str) -> None:
         """A task or its node is gone; what it had not sent is measured elsewhere, or there once more."""
@@ -334,11 +323,21 @@ class _Sweep:
             )
         time.sleep(1.0)  # Ray learns of a dead node a moment later
         alive = {found["NodeID"] for found in self._ray.nodes() if found["Alive"]}
-        self._places.gone = {bench.node.id for benches in self._benches.values() for bench in benches} - alive
+        self._places.gone |= {
+            bench.node.id for benches in self._benches.values() for bench in benches
+        } - alive
         self._waiting.append(errand)
 
 
-def _keep(store: RunStore, files: dict[str, bytes]) -> Finished:
+def _side_by_side(gpus: int) -> tuple[str, ...]:
+    """What a reader of a cell must know about the GPUs beside its own."""
+    if not gpus:
+        return ()
+    which = "another GPU of its node was" if gpus == 1 else f"{gpus} other GPUs of its node were"
+    return (f"{which} measured at the same time",)
+
+
+def _keep(store: RunStore, files: dict[str, bytes], notes: tuple[str, ...]) -> Finished:
     """A node's record and files, in the driver's results folder under an id of its own."""
     record = Record.model_validate_json(files["run.json"])
     slug = record.run_id.partition("/")[0]
@@ -347,5 +346,6 @@ def _keep(store: RunStore, files: dict[str, bytes]) -> Finished:
         for name, content in files.items():
             if name != "run.json":
                 (folder.path / name).write_bytes(content)
-    record = record.model_copy(update={"run_id": folder.run_id})
+    changes = {"run_id": folder.run_id, "warnings": (*record.warnings, *notes)}
+    record = record.model_copy(update=changes)
     return Finished(folder.finish(record), record)

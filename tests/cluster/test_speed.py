@@ -3,10 +3,10 @@
 import pytest
 
 from cluster.conftest import Sweeping
-from evalsuite.cluster import speed as cluster_speed
 from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.nodes import read_node
-from evalsuite.cluster.speed import Bench, Errand, run_sweep_on, survey
+from evalsuite.cluster.places import Bench, Errand, Places
+from evalsuite.cluster.speed import run_sweep_on, survey
 from evalsuite.core.errors import EngineDied, UsageError
 from evalsuite.core.record import Machine
 from evalsuite.core.spec import Serving, SpeedSpec, Workload
@@ -61,7 +61,7 @@ class Shelf:
             )
             for i, n in enumerate(gpus)
         ]  # fmt: skip
-        self.sweep = cluster_speed.Places({None: benches}, exclusive)
+        self.sweep = Places({None: benches}, exclusive)
 
     def place(self, gpus, first=0):
         serving = Serving(tensor_parallel_size=gpus, gpus=tuple(range(first, first + gpus)))
