@@ -4,8 +4,9 @@ The driver plans and writes; workers only score. Blocks are whole batches of the
 window has the nats that it has there, bit for bit, as long as no batch has to be made smaller. Expert-cache
 counters and times are the cluster's own: each worker has a cache of its own.
 
-Lines are written in text order, so a driver that dies loses what waited for an earlier block: seconds of
-work, because a late block is soon given to a second worker.
+Lines are written in text order, so a driver that dies loses what waited for an earlier block. A late block
+goes to another worker before any new one is begun, so that is what the workers do in about ten seconds, or in
+four times what a block takes where that is longer.
 """
 
 import math
