@@ -27,6 +27,7 @@ from evalsuite.core.record import ModelFacts, Record, Status, Worker, status_of
 from evalsuite.core.spans import mean_exp
 from evalsuite.core.spec import PerplexitySpec, spec_hash
 from evalsuite.core.telemetry import Telemetry
+from evalsuite.data.models import local_name
 from evalsuite.engines.scorers import ScorerChoice
 from evalsuite.engines.vllm_arguments import built_for_cpu
 from evalsuite.measure.perplexity import Progress, ScoringRun, summarise, window_row
@@ -103,7 +104,8 @@ def _order(ray: Any, choice: ClusterChoice, spec: PerplexitySpec, request: Reque
         demand = Demand(float(spec.tensor_parallel_size * threads), 0)
     stream = request.text.stream
     return Order(
-        spec=spec, ids=stream.ids, window_bos=stream.window_bos,
+        spec=spec.model_copy(update={"model": local_name(spec.model)}),
+        ids=stream.ids, window_bos=stream.window_bos,
         fingerprint=request.checkpoint.fingerprint(), threads=threads, driver=read_machine(),
         demand=demand, gpu_kind=kind, workers=choice.workers,
     )  # fmt: skip

@@ -44,6 +44,7 @@ class Order:
     """What every worker of a run is to do.
 
     Attributes:
+        spec: of the run; its model is named so that it means the same in any folder.
         fingerprint: of the weights that the driver found.
         threads: of torch on the CPU.
         driver: whose library versions every node must have.

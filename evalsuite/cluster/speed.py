@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from evalsuite.cluster.cells import CellFiles, Ended, Said, measure_group
+from evalsuite.cluster.cells import CellFiles, Ended, Said, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
 from evalsuite.cluster.nodes import Demand, Node, choose, read_node, refusal
 from evalsuite.cluster.scorer import NodeReport, report_node
@@ -21,6 +21,7 @@ from evalsuite.core.record import Machine, Record
 from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.core.sweep import groups
 from evalsuite.data.corpora import Corpus
+from evalsuite.data.models import local_name
 from evalsuite.run.perplexity import Finished
 from evalsuite.run.resume import finished_cell
 from evalsuite.run.speed import Plan, SweepProgress, outcome
@@ -279,8 +280,12 @@ class _Sweep:
                 num_cpus=place.cpus, num_gpus=place.gpus, num_returns="streaming", max_retries=0,
                 scheduling_strategy=_on(place.bench.node),
             )  # fmt: skip
-            weights = self._plan.subjects[errand.cells[0].model].fingerprint
-            answers = task.remote(errand.cells, self._corpus, weights, self._plan.seed)
+            model, tokenizer = errand.cells[0].model, errand.cells[0].workload.tokenizer
+            source = Source(
+                local_name(model), tokenizer and local_name(tokenizer),
+                self._plan.subjects[model].fingerprint,
+            )  # fmt: skip
+            answers = task.remote(errand.cells, self._corpus, source, self._plan.seed)
             self._running.append(_Running(errand, place, answers))
 
     def _listen(self, total: int) -> None:

@@ -101,7 +101,10 @@ def test_a_killed_worker_and_a_dead_node_lose_nothing(nodes, tmp_path, alone):
     assert sum("is gone" in phase for phase in watcher.phases) >= 2
 
 
-def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(pair, tmp_path, demo_folder):
+def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(
+    pair, tmp_path, demo_folder, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # not the raylet's folder: a relative path is the driver's
     poisoned = tmp_path / "poisoned"
     poisoned.mkdir()
     for path in demo_folder.iterdir():
@@ -113,10 +116,11 @@ def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(pair, tmp_p
     tensors[name] = tensors[name] * float("nan")
     save_file(tensors, poisoned / weights.name, metadata={"format": "pt"})
     with pytest.raises(NonFiniteScore, match="worker 1 on node"):
-        score(pair, "alpha", tmp_path, spec=small_spec(model=str(poisoned)), workers=1)
+        score(pair, "alpha", tmp_path, spec=small_spec(model="./poisoned"), workers=1)
     (partial,) = tmp_path.glob("poisoned/ppl-*.partial")
     record = json.loads((partial / "run.json").read_text())
     assert (record["status"], record["results"]) == ("failed", None)
+    assert record["spec"]["model"] == "./poisoned"
     assert "worker 1 on node" in record["error"]
     assert not (partial / "windows.jsonl").exists()
 

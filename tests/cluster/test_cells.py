@@ -1,0 +1,77 @@
+"""What a node measures for a sweep, without a cluster: paths of the driver's folder, records under its names."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.conftest import Sweeping
+from evalsuite.cluster import speed as cluster_speed
+from evalsuite.cluster.cells import CellFiles, Ended, Source, measure_group
+from evalsuite.cluster.nodes import read_node
+from evalsuite.cluster.speed import Bench
+from evalsuite.core.spec import Serving, SpeedSpec, Workload, spec_hash
+from evalsuite.data.corpora import load_corpus
+from evalsuite.run.speed import Plan
+from evalsuite.run.subject import prepare
+from evalsuite.store.runs import RunStore
+from evalsuite.telemetry.machine import read_machine
+
+
+@pytest.fixture
+def there(tmp_path, demo_folder, monkeypatch):
+    """The driver's folder, with a model and a tokenizer in it; returns a cell that names both from there."""
+    place = tmp_path / "driver"
+    place.mkdir()
+    (place / "mine").symlink_to(demo_folder)
+    (place / "tokens.json").symlink_to(demo_folder / "tokenizer.json")
+    monkeypatch.chdir(place)
+    return SpeedSpec(
+        model="./mine", serving=Serving(enforce_eager=True),
+        workload=Workload(
+            corpus="builtin", tokenizer="tokens.json", input_len=8, output_len=2, repeats=1, warmups=0
+        ),
+    )  # fmt: skip
+
+
+class Tasks:
+    """As much of Ray as starting a task takes; keeps what a task was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def nodes(self):
+        return []
+
+    def put(self, what):
+        return what
+
+    def remote(self, function):
+        def start(*arguments):
+            self.given.append(arguments)
+
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=start))
+
+
+def test_relative_paths_are_the_drivers_and_the_record_keeps_them_as_typed(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_speed, "_on", lambda node: None)
+    corpus, ray = load_corpus("builtin"), Tasks()
+    subjects = {there.model: prepare(there.model, there.serving, there.workload, corpus)}
+    plan = Plan(RunStore(tmp_path / "results"), subjects, 0, "auto", Sweeping())
+    node = read_node(1, {"NodeID": "n", "NodeManagerAddress": "", "Resources": {"CPU": 2.0}})
+    sweep = cluster_speed._Sweep(ray, {None: [Bench(node, read_machine())]}, False, plan, [there], corpus)
+    sweep._waiting.append(cluster_speed.Errand(None, [there]))
+    sweep._start()
+    ((group, given, source, seed),) = ray.given
+    assert source == Source(
+        str(tmp_path / "driver" / "mine"), str(tmp_path / "driver" / "tokens.json"),
+        subjects[there.model].fingerprint,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # a node's folder
+    *news, end = measure_group(group, given, source, seed)
+    assert end == Ended(None)
+    (files,) = [found.files for found in news if isinstance(found, CellFiles)]
+    record = json.loads(files["run.json"])
+    assert (record["status"], record["error"]) == ("ok", None)
+    assert (record["spec"]["model"], record["spec"]["workload"]["tokenizer"]) == ("./mine", "tokens.json")
+    assert record["spec_hash"] == spec_hash(there)
