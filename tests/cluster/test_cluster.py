@@ -63,12 +63,23 @@ def raylet_pid(node):
     return info.process.pid
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_gives_the_run_of_one_machine(pair, tmp_path, alone, workers):
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_gives_the_run_of_one_machine(pair, tmp_path, alone, workers, monkeypatch):
+    def all_of_them(pool):
+        joined, opened = first(pool)
+        end = time.monotonic() + 60
+        while len(joined) < workers:
+            assert time.monotonic() < end, f"of {workers} workers came {joined}"
+            joined += [event.worker for event in pool.events()]
+        return joined, opened
+
+    first = RayPool.first
+    monkeypatch.setattr(RayPool, "first", all_of_them)  # one alone could be through before the others came
     spec = small_spec(keep_hidden=workers == 2)
     found, watcher = score(pair, "pair", tmp_path, workers=workers, spec=spec)
     require_same(found, alone)
-    assert watcher.counts[-1] == len(found.record.workers) <= workers
+    assert watcher.counts[-1] == len(found.record.workers) == found.record.engaged["workers"] == workers
+    assert all(worker.windows > 0 for worker in found.record.workers)
     assert found.record.workers[0].machine == found.record.machine
     assert found.record.workers[0].name.startswith("worker ")
     assert not any("127.0.0.1" in worker.name for worker in found.record.workers)
