@@ -72,9 +72,15 @@ Benches = dict[str | None, list[Bench]]
 def survey(choice: ClusterChoice, progress: SweepProgress) -> tuple[Machine, int]:
     """The machine of the first node that may take part, and how many GPUs each of them has at least.
 
+    A sweep begins with it, so it says to whom it connects and who else can.
+
     Raises:
         UsageError: no cluster answers, or no node of a kind may take part.
     """
+    address = resolve(choice.address)
+    if note := open_to_others(address):
+        progress.phase(note)
+    progress.phase(f"connecting to the cluster at {address}")
     with _benches(choice, progress) as (_, benches):
         every = [bench for found in benches.values() for bench in found]
         return every[0].machine, min(bench.node.gpus for bench in every)
@@ -100,11 +106,7 @@ def run_sweep_on(
 @contextmanager
 def _benches(choice: ClusterChoice, progress: SweepProgress) -> Iterator[tuple[Any, Benches]]:
     """The connection, and the nodes of each kind."""
-    address = resolve(choice.address)
-    if note := open_to_others(address):
-        progress.phase(note)
-    progress.phase(f"connecting to the cluster at {address}")
-    with connected(address) as ray:
+    with connected(resolve(choice.address)) as ray:
         nodes = [read_node(i, n) for i, n in enumerate((n for n in ray.nodes() if n["Alive"]), 1)]
         demand = Demand(1.0, 1 if any(node.gpus for node in nodes) else 0)
         benches: Benches = {}

@@ -1,6 +1,7 @@
 """What a node measures for a sweep, without a cluster: paths of the driver's folder, records under its names."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -8,14 +9,17 @@ import pytest
 from cluster.conftest import Sweeping
 from evalsuite.cluster import speed as cluster_speed
 from evalsuite.cluster.cells import CellFiles, Ended, Source, measure_group
+from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.nodes import read_node
-from evalsuite.cluster.speed import Bench
+from evalsuite.cluster.speed import Bench, run_sweep_on, survey
 from evalsuite.core.spec import Serving, SpeedSpec, Workload, spec_hash
 from evalsuite.data.corpora import load_corpus
 from evalsuite.run.speed import Plan
 from evalsuite.run.subject import prepare
 from evalsuite.store.runs import RunStore
 from evalsuite.telemetry.machine import read_machine
+
+NODE = {"NodeID": "n", "NodeManagerAddress": "", "Alive": True, "Resources": {"CPU": 2.0}}
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ class Tasks:
         self.given = []
 
     def nodes(self):
-        return []
+        return [NODE]
 
     def put(self, what):
         return what
@@ -58,7 +62,7 @@ def test_relative_paths_are_the_drivers_and_the_record_keeps_them_as_typed(there
     corpus, ray = load_corpus("builtin"), Tasks()
     subjects = {there.model: prepare(there.model, there.serving, there.workload, corpus)}
     plan = Plan(RunStore(tmp_path / "results"), subjects, 0, "auto", Sweeping())
-    node = read_node(1, {"NodeID": "n", "NodeManagerAddress": "", "Resources": {"CPU": 2.0}})
+    node = read_node(1, NODE)
     sweep = cluster_speed._Sweep(ray, {None: [Bench(node, read_machine())]}, False, plan, [there], corpus)
     sweep._waiting.append(cluster_speed.Errand(None, [there]))
     sweep._start()
@@ -75,3 +79,19 @@ def test_relative_paths_are_the_drivers_and_the_record_keeps_them_as_typed(there
     assert (record["status"], record["error"]) == ("ok", None)
     assert (record["spec"]["model"], record["spec"]["workload"]["tokenizer"]) == ("./mine", "tokens.json")
     assert record["spec_hash"] == spec_hash(there)
+
+
+def test_a_sweep_says_once_to_whom_it_connects_and_who_else_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_speed, "connected", lambda address: nullcontext(Tasks()))
+    monkeypatch.setattr(
+        cluster_speed,
+        "_admitted",
+        lambda ray, nodes, progress: [Bench(node, read_machine()) for node in nodes],
+    )
+    watcher, choice = Sweeping(), ClusterChoice("10.0.0.1:6379")
+    survey(choice, watcher)
+    plan = Plan(RunStore(tmp_path), {}, 0, "auto", watcher)
+    assert run_sweep_on(choice, plan, [], load_corpus("builtin")) == [[]]
+    note, connecting = watcher.phases
+    assert "whoever reaches it can run code as you" in note
+    assert connecting == "connecting to the cluster at 10.0.0.1:6379"
