@@ -2,8 +2,10 @@
 
 A block is some whole batches of the run that one machine would make, so that every window shares its forward
 pass with the same windows there and here. Results come back in any order and leave in text order, once each:
-a block that two workers return counts once, and one whose worker is lost is handed out again. No clock and no
-Ray in here: the times are arguments.
+a block that two workers return counts once, and one whose worker is lost is handed out again. The earliest
+block that is out holds back all later ones, so once it is late it goes to another free worker before any new
+block, and to one more each time that it stays out twice as long. No clock and no Ray in here: the times are
+arguments.
 """
 
 import heapq
@@ -18,7 +20,7 @@ Result = TypeVar("Result")
 TARGET_S = 2.0  # how long a block shall take: long against a message, short against a run
 MOST_BATCHES = 64
 SHARE = 4  # towards the end a block is no more than this part of what each worker has left to do
-LATE, PATIENCE_S = 3.0, 10.0  # a block so many times slower than expected, and so old, gets a second worker
+LATE, PATIENCE_S = 3.0, 10.0  # a block so many times slower than expected, and so old, gets another worker
 MOST_HELD = 1 << 18  # finished windows, without hidden states, that wait for an earlier block
 MOST_LOSSES = 3  # workers that one block may cost
 
@@ -51,7 +53,8 @@ class BlockQueue(Generic[Result]):
         batch: windows a batch.
         held: finished windows that may wait for an earlier block; beyond it, free workers repeat that block.
         most_batches: in a block.
-        patience_s: how old a block must be before a second worker may be put on it.
+        patience_s: how old a block must be before a second worker may be put on it; twice that for a third
+            one after the second, and so on.
 
     Attributes:
         frontier: the first window that has not left in text order.
@@ -74,7 +77,7 @@ class BlockQueue(Generic[Result]):
         self._next = done
         self._returned: list[tuple[int, Block]] = []
         self._running: dict[int, _Running] = {}
-        self._alone: OrderedDict[int, None] = OrderedDict()  # with one worker, the oldest first
+        self._order: OrderedDict[int, None] = OrderedDict()  # of these, by when their last worker began
         self._of: dict[str, int] = {}
         self._ready: dict[int, tuple[Block, Result]] = {}
         self._waiting = 0  # windows in there
@@ -94,13 +97,22 @@ class BlockQueue(Generic[Result]):
         """The next block for a free worker; None while there is nothing that it could do."""
         if self._returned:
             _, block = heapq.heappop(self._returned)
-            block = Block(block.start, block.stop, min(block.batch, self.batch))
+        elif self._late(self.frontier, now_s):
+            block = self._running[self.frontier].block
         elif self._next < self.total and self._waiting < self._held:
             block = self._cut()
+        elif self._late(oldest := next(iter(self._order), self.total), now_s):
+            block = self._running[oldest].block
         else:
-            return self._second(worker, now_s)
-        self._running[block.start] = _Running(block, {worker: now_s})
-        self._alone[block.start] = None
+            return None
+        return self._give(block, worker, now_s)
+
+    def _give(self, block: Block, worker: str, now_s: float) -> Block:
+        block = Block(block.start, block.stop, min(block.batch, self.batch))
+        running = self._running.setdefault(block.start, _Running(block, {}))
+        running.began_s[worker] = now_s
+        self._order[block.start] = None
+        self._order.move_to_end(block.start)
         self._of[worker] = block.start
         return block
 
@@ -114,18 +126,13 @@ class BlockQueue(Generic[Result]):
         self._next = min(start + batches * self.batch, self.total)
         return Block(start, self._next, self.batch)
 
-    def _second(self, worker: str, now_s: float) -> Block | None:
-        """The oldest block that one worker is late with: whoever is first counts."""
-        if not self._alone or self._pace_s is None:
-            return None
-        running = self._running[next(iter(self._alone))]
-        expected_s = LATE * self._pace_s * running.block.windows
-        if now_s - min(running.began_s.values()) < max(expected_s, self._patience_s):
-            return None
-        del self._alone[running.block.start]
-        running.began_s[worker] = now_s
-        self._of[worker] = running.block.start
-        return running.block
+    def _late(self, start: int, now_s: float) -> bool:
+        """Whether the block that begins there is out for so long that another worker shall try it."""
+        running = self._running.get(start)
+        if running is None or self._pace_s is None:
+            return False
+        patience_s = max(LATE * self._pace_s * running.block.windows, self._patience_s)
+        return now_s - max(running.began_s.values()) >= patience_s * 2 ** (len(running.began_s) - 1)
 
     def done(self, worker: str, block: Block, result: Result, now_s: float) -> list[tuple[Block, Result]]:
         """A result; returns all that can leave now, in text order."""
@@ -134,7 +141,7 @@ class BlockQueue(Generic[Result]):
         if running is None:
             self.repeats += 1
             return []
-        self._alone.pop(block.start, None)
+        del self._order[block.start]
         if worker in running.began_s:
             pace_s = (now_s - running.began_s[worker]) / block.windows
             self._pace_s = pace_s if self._pace_s is None else 0.9 * self._pace_s + 0.1 * pace_s
@@ -184,9 +191,7 @@ class BlockQueue(Generic[Result]):
             return None
         del running.began_s[worker]
         if running.began_s:
-            self._alone[start] = None
             return None
-        del self._running[start]
-        self._alone.pop(start, None)
+        del self._running[start], self._order[start]
         heapq.heappush(self._returned, (start, running.block))
         return running.block

@@ -13,13 +13,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from evalsuite.core.errors import EvalError, ModelError
-from evalsuite.core.spec import SpeedSpec
+from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.data.corpora import Corpus
+from evalsuite.engines.process import ProcessGenerator
 from evalsuite.run.forecast import refuse_impossible
 from evalsuite.run.speed import Plan, run_sweep
 from evalsuite.run.subject import prepare
 from evalsuite.store.runs import RunStore
 from evalsuite.telemetry.machine import read_machine
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a node finds what its cells name: their paths may be relative to the driver's folder.
+
+    Attributes:
+        model, tokenizer: as `evalsuite.data.models.local_name` has them.
+        fingerprint: of the model's weights, as the driver has them.
+    """
+
+    model: str
+    tokenizer: str | None
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -47,12 +62,11 @@ News = Said | CellFiles | Ended
 
 
 def measure_group(
-    group: Sequence[SpeedSpec], corpus: Corpus, fingerprint: str, seed: int, threads: str | None
+    group: Sequence[SpeedSpec], corpus: Corpus, source: Source, seed: int, threads: str | None
 ) -> Iterator[News]:
     """Measure cells that share a loaded model.
 
     Args:
-        fingerprint: of the model's weights, as the driver has them.
         threads: the driver's OMP_NUM_THREADS. Ray sets it to a task's CPUs, one where it has a GPU, and the
             engine would inherit that.
     """
@@ -62,7 +76,7 @@ def measure_group(
     news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
     with TemporaryDirectory(prefix="hlwq-eval-") as scratch, ThreadPoolExecutor(1) as thread:
         watcher = _Watcher(RunStore(Path(scratch)), news)
-        over = thread.submit(_measure, group, corpus, fingerprint, seed, watcher)
+        over = thread.submit(_measure, group, corpus, source, seed, watcher)
         over.add_done_callback(lambda _: news.put(None))
         while (found := news.get()) is not None:
             yield found
@@ -75,14 +89,19 @@ def measure_group(
 
 
 def _measure(
-    group: Sequence[SpeedSpec], corpus: Corpus, fingerprint: str, seed: int, watcher: "_Watcher"
+    group: Sequence[SpeedSpec], corpus: Corpus, source: Source, seed: int, watcher: "_Watcher"
 ) -> None:
     first = group[0]
-    subjects = {first.model: prepare(first.model, first.serving, first.workload, corpus)}
-    if (found := subjects[first.model].fingerprint) != fingerprint:
+    workload = first.workload.model_copy(update={"tokenizer": source.tokenizer})
+    subjects = {first.model: prepare(source.model, first.serving, workload, corpus)}
+    if (found := subjects[first.model].fingerprint) != source.fingerprint:
         raise ModelError(f"The weights on this node have the fingerprint {found[:12]}.")
     refuse_impossible(group, subjects, read_machine())
-    run_sweep(Plan(watcher.store, subjects, seed, "fresh", watcher), group)
+
+    def open_there(_model: str, serving: Serving, log: Path, load_timeout_s: float) -> ProcessGenerator:
+        return ProcessGenerator(source.model, serving, log, load_timeout_s)
+
+    run_sweep(Plan(watcher.store, subjects, seed, "fresh", watcher, open_there), group)
 
 
 class _Watcher:

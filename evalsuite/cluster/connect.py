@@ -45,7 +45,7 @@ def resolve(address: str) -> str:
 
     Raises:
         MissingDependency: Ray is not installed.
-        UsageError: it is no such address, or no cluster was started on this machine.
+        UsageError: it is no such address, or no cluster of this machine was found.
     """
     if find_spec("ray") is None:
         raise MissingDependency(
@@ -54,11 +54,13 @@ def resolve(address: str) -> str:
     if address == "auto":
         temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
         current = Path(temporary) / "ray" / "ray_current_cluster"
-        known = os.environ.get("RAY_ADDRESS") or (current.read_text().strip() if current.is_file() else "")
-        if not known or known == "auto":
+        known = os.environ.get("RAY_ADDRESS", "").removeprefix("auto")
+        known = known or (current.read_text().strip() if current.is_file() else "")
+        if not known:
             raise UsageError(
-                "No Ray cluster runs on this machine.",
-                todo=f"start one: {START}; or give the address of a head: --cluster HOST:PORT.",
+                "No Ray cluster was found on this machine.",
+                cause=f"{current} names none; one started elsewhere or with --temp-dir is not written there.",
+                todo=f"give the address of its head: --cluster HOST:PORT; or start one: {START}",
             )
         address = known
     host, _, port = address.rpartition(":")

@@ -122,30 +122,32 @@ def dispatch(
     events: deque[Event] = deque(Joined(worker) for worker in joined)
     while not queue.finished:
         leaving: list[Finished] = []
-        for event in events:
-            match event:
-                case Joined(worker):
-                    queue.join()
-                    free[worker] = None
-                case Scored(worker, block, scores):
-                    _check(worker, block, scores)
-                    free[worker] = None
-                    for done, (by, found) in queue.done(worker, block, (worker, scores), pool.now_s()):
-                        tally.windows[by] = tally.windows.get(by, 0) + done.windows
-                        leaving.append((done, found))
-                case Failed(worker, block, error):
-                    if not isinstance(error, OutOfMemory):
-                        raise _named(worker, error)
-                    size = queue.too_large(worker, block, error)
-                    tally.warnings.append(
-                        f"a batch of {block.batch} windows did not fit; went on with {size}"
-                    )
-                    free[worker] = None
-                case Left(worker, reason):
-                    free.pop(worker, None)
-                    queue.lost(worker, reason)
-        if leaving:
-            write(leaving)
+        try:
+            for event in events:
+                match event:
+                    case Joined(worker):
+                        queue.join()
+                        free[worker] = None
+                    case Scored(worker, block, scores):
+                        _check(worker, block, scores)
+                        free[worker] = None
+                        for done, (by, found) in queue.done(worker, block, (worker, scores), pool.now_s()):
+                            tally.windows[by] = tally.windows.get(by, 0) + done.windows
+                            leaving.append((done, found))
+                    case Failed(worker, block, error):
+                        if not isinstance(error, OutOfMemory):
+                            raise _named(worker, error)
+                        size = queue.too_large(worker, block, error)
+                        tally.warnings.append(
+                            f"a batch of {block.batch} windows did not fit; went on with {size}"
+                        )
+                        free[worker] = None
+                    case Left(worker, reason):
+                        free.pop(worker, None)
+                        queue.lost(worker, reason)
+        finally:  # what ends the loop must not cost what came before it
+            if leaving:
+                write(leaving)
         while free and (block := queue.take(next(iter(free)), pool.now_s())):
             worker, _ = free.popitem(last=False)
             pool.submit(worker, block)

@@ -4,8 +4,9 @@ The driver plans and writes; workers only score. Blocks are whole batches of the
 window has the nats that it has there, bit for bit, as long as no batch has to be made smaller. Expert-cache
 counters and times are the cluster's own: each worker has a cache of its own.
 
-Lines are written in text order, so a driver that dies loses what waited for an earlier block: seconds of
-work, because a late block is soon given to a second worker.
+Lines are written in text order, so a driver that dies loses what waited for an earlier block. A late block
+goes to another worker before any new one is begun, so that is what the workers do in about ten seconds, or in
+four times what a block takes where that is longer.
 """
 
 import math
@@ -26,6 +27,7 @@ from evalsuite.core.record import ModelFacts, Record, Status, Worker, status_of
 from evalsuite.core.spans import mean_exp
 from evalsuite.core.spec import PerplexitySpec, spec_hash
 from evalsuite.core.telemetry import Telemetry
+from evalsuite.data.models import local_name
 from evalsuite.engines.scorers import ScorerChoice
 from evalsuite.engines.vllm_arguments import built_for_cpu
 from evalsuite.measure.perplexity import Progress, ScoringRun, summarise, window_row
@@ -102,7 +104,8 @@ def _order(ray: Any, choice: ClusterChoice, spec: PerplexitySpec, request: Reque
         demand = Demand(float(spec.tensor_parallel_size * threads), 0)
     stream = request.text.stream
     return Order(
-        spec=spec, ids=stream.ids, window_bos=stream.window_bos,
+        spec=spec.model_copy(update={"model": local_name(spec.model)}),
+        ids=stream.ids, window_bos=stream.window_bos,
         fingerprint=request.checkpoint.fingerprint(), threads=threads, driver=read_machine(),
         demand=demand, gpu_kind=kind, workers=choice.workers,
     )  # fmt: skip

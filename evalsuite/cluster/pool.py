@@ -28,6 +28,8 @@ from evalsuite.core.spec import PerplexitySpec
 
 LOOK_S = 2.0  # how often new nodes are looked for
 CLOSE_S = 30.0
+HEAD_S = 300.0  # an output head has gigabytes; a worker that stopped answering never sends it
+WAIT_S = 10.0  # a worker that has not started for so long is said to wait
 EMPTY_S = 120.0  # how long a cluster may be without a worker that is loading or loaded
 MOST_DEATHS = 3  # of a node's workers, one after the other, before it is given up
 
@@ -44,6 +46,7 @@ class Order:
     """What every worker of a run is to do.
 
     Attributes:
+        spec: of the run; its model is named so that it means the same in any folder.
         fingerprint: of the weights that the driver found.
         threads: of torch on the CPU.
         driver: whose library versions every node must have.
@@ -69,6 +72,8 @@ class Member:
     node: Node
     actor: Any
     group: Any
+    asked_s: float  # when Ray was asked for it
+    started: bool = False
     opened: Opened | None = None
 
 
@@ -77,7 +82,7 @@ class RayPool:
 
     Args:
         ray: the module, connected.
-        look_s, empty_s: as the constants above.
+        look_s, empty_s, wait_s: as the constants above.
 
     Attributes:
         machines: of every node that takes part or took part, by its number.
@@ -86,10 +91,17 @@ class RayPool:
     """
 
     def __init__(
-        self, ray: Any, order: Order, watcher: Watcher, *, look_s: float = LOOK_S, empty_s: float = EMPTY_S
+        self,
+        ray: Any,
+        order: Order,
+        watcher: Watcher,
+        *,
+        look_s: float = LOOK_S,
+        empty_s: float = EMPTY_S,
+        wait_s: float = WAIT_S,
     ) -> None:
         self._ray, self._order, self._watcher = ray, order, watcher
-        self._look_s, self._empty_s = look_s, empty_s
+        self._look_s, self._empty_s, self._wait_s = look_s, empty_s, wait_s
         self._ids: Any = ray.put(order.ids)
         self._inbox: queue.SimpleQueue[tuple[Callable[..., Iterable[Event]], tuple[Any, ...], Future[Any]]]
         self._inbox = queue.SimpleQueue()
@@ -97,6 +109,8 @@ class RayPool:
         self._probing: set[str] = set()
         self._deaths: dict[str, int] = {}
         self._admitted: set[str] = set()
+        self._loading: set[str] = set()  # nodes on which a worker has started
+        self._late = 0  # workers that were said to wait
         self._error: EvalError | None = None
         self._members: dict[str, Member] = {}
         self._named = 0
@@ -142,6 +156,25 @@ class RayPool:
                 num_cpus=0, max_retries=0, scheduling_strategy=self._on(node)
             )
             self._await(task.remote(self._order.spec.model), self._reported, node)
+        self._say_who_waits()
+
+    def _say_who_waits(self) -> None:
+        """Ray starts a worker as soon as its node has room, and says nothing until then."""
+        end_s = self.now_s() - self._wait_s
+        late = sum(not member.started and member.asked_s <= end_s for member in self._members.values())
+        if late > self._late:
+            free: dict[str, float] = self._ray.available_resources()
+            demand = self._order.demand
+            wanted = f"{demand.cpus:g} CPUs" + f" and {demand.gpus} GPUs" * bool(demand.gpus)
+            left = f"{free.get('CPU', 0.0):g} CPUs" + f" and {free.get('GPU', 0.0):g} GPUs" * bool(
+                demand.gpus
+            )
+            who = "worker has" if late == 1 else "workers have"
+            self._watcher.phase(
+                f"{late} {who} not started: each needs {wanted} on its node, and the whole cluster has "
+                f"{left} free; what others hold is waited for"
+            )
+        self._late = late
 
     def _on(self, node: Node) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -196,8 +229,6 @@ class RayPool:
             self._refuse(node, reason)
             return ()
         self.machines[node.number] = report.machine
-        gpus = f", {report.machine.gpus[0].name}" if report.machine.gpus else ""
-        self._watcher.phase(f"{node.name}: {report.machine.cpu}{gpus}: loading")
         self._admitted.add(node.id)
         self._fill([node])
         return ()
@@ -236,7 +267,8 @@ class RayPool:
             )
             .remote(order.spec, order.threads)
         )
-        self._members[name] = Member(name, node, actor, group)
+        self._members[name] = Member(name, node, actor, group, self.now_s())
+        self._await(actor.__ray_ready__.remote(), self._started, name)
         self._await(actor.open.remote(self._ids, order.window_bos, order.fingerprint), self._opened, name)
 
     def _reserve(self, node: Node) -> tuple[Any, Any]:
@@ -252,6 +284,20 @@ class RayPool:
         )
         return PlacementGroupSchedulingStrategy(group, 0), group
 
+    def _started(self, name: str, future: Future[Any]) -> Iterable[Event]:
+        """Ray has given a worker its place; where it never does, `open` says why."""
+        member = self._members.get(name)
+        if member is None or future.exception() is not None:
+            return ()
+        member.started = True
+        node = member.node
+        if node.id not in self._loading:
+            self._loading.add(node.id)
+            machine = self.machines[node.number]
+            gpus = f", {machine.gpus[0].name}" if machine.gpus else ""
+            self._watcher.phase(f"{node.name}: {machine.cpu}{gpus}: loading")
+        return ()
+
     def _opened(self, name: str, future: Future[Any]) -> Iterable[Event]:
         member = self._members[name]
         try:
@@ -265,6 +311,7 @@ class RayPool:
             self._admitted.discard(member.node.id)  # its other workers would fare no better
             self.refused.append(f"{name} was refused: {reason}")
             self._watcher.phase(f"{name} ({member.node.address}) is refused: {reason}")
+            self._fill(self._list())  # others may take its place
             return ()
         member.opened = opened
         self.opened[name] = member.node, opened
@@ -335,7 +382,7 @@ class RayPool:
         """
         for member in self._loaded():
             with suppress(self._ray.exceptions.RayError):
-                found = self._ray.get(member.actor.head.remote())
+                found = self._ray.get(member.actor.head.remote(), timeout=HEAD_S)
                 if isinstance(found, EvalError):
                     raise found
                 return found

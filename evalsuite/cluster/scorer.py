@@ -72,7 +72,7 @@ class ScoringWorker:
     """One engine.
 
     Args:
-        spec: of the run.
+        spec: of the run, its model as `evalsuite.data.models.local_name` has it.
         threads: on the CPU, as the driver has them, since rounding depends on it.
     """
 

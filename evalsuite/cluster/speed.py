@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from evalsuite.cluster.cells import CellFiles, Ended, Said, measure_group
+from evalsuite.cluster.cells import CellFiles, Ended, Said, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
 from evalsuite.cluster.nodes import Demand, Node, choose, read_node, refusal
 from evalsuite.cluster.places import Bench, Benches, Errand, Place, Places
@@ -24,6 +24,7 @@ from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.core.sweep import groups
 from evalsuite.core.units import si_bytes
 from evalsuite.data.corpora import Corpus
+from evalsuite.data.models import local_name
 from evalsuite.run.perplexity import Finished
 from evalsuite.run.resume import finished_cell
 from evalsuite.run.speed import Plan, SweepProgress, outcome
@@ -52,9 +53,15 @@ class _Running:
 def survey(choice: ClusterChoice, progress: SweepProgress) -> tuple[Machine, int]:
     """The machine of the first node that may take part, and how many GPUs each of them has at least.
 
+    A sweep begins with it, so it says to whom it connects and who else can.
+
     Raises:
         UsageError: no cluster answers, or no node of a kind may take part.
     """
+    address = resolve(choice.address)
+    if note := open_to_others(address):
+        progress.phase(note)
+    progress.phase(f"connecting to the cluster at {address}")
     with _benches(choice, progress) as (_, benches):
         every = [bench for found in benches.values() for bench in found]
         return every[0].machine, min(bench.node.gpus for bench in every)
@@ -80,11 +87,7 @@ def run_sweep_on(
 @contextmanager
 def _benches(choice: ClusterChoice, progress: SweepProgress) -> Iterator[tuple[Any, Benches]]:
     """The connection, and the nodes of each kind."""
-    address = resolve(choice.address)
-    if note := open_to_others(address):
-        progress.phase(note)
-    progress.phase(f"connecting to the cluster at {address}")
-    with connected(address) as ray:
+    with connected(resolve(choice.address)) as ray:
         nodes = [read_node(i, n) for i, n in enumerate((n for n in ray.nodes() if n["Alive"]), 1)]
         demand = Demand(1.0, 1 if any(node.gpus for node in nodes) else 0)
         benches: Benches = {}
@@ -244,9 +247,13 @@ class _Sweep:
                 num_cpus=place.cpus, num_gpus=place.gpus, num_returns="streaming", max_retries=0,
                 scheduling_strategy=_on(place.bench.node),
             )  # fmt: skip
-            weights = self._plan.subjects[errand.cells[0].model].fingerprint
+            model, tokenizer = errand.cells[0].model, errand.cells[0].workload.tokenizer
+            source = Source(
+                local_name(model), tokenizer and local_name(tokenizer),
+                self._plan.subjects[model].fingerprint,
+            )  # fmt: skip
             threads = os.environ.get("OMP_NUM_THREADS")
-            answers = task.remote(errand.cells, self._corpus, weights, self._plan.seed, threads)
+            answers = task.remote(errand.cells, self._corpus, source, self._plan.seed, threads)
             self._running.append(_Running(errand, place, answers))
             for running in self._running:
                 running.beside = max(running.beside, self._gpus_beside(running))

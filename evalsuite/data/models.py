@@ -154,6 +154,13 @@ def _no_model(model: str) -> ModelError:
     )
 
 
+def local_name(name: str) -> str:
+    """`name` for a process in another folder: absolute where it is a path on this machine, else as it is."""
+    path = _local_path(name)
+    known = name in (DEMO, SMOLLM2) or not path.exists()
+    return name if known else str(path.absolute())
+
+
 def find_tokenizer_file(source: str) -> Path | None:
     """The ``tokenizer.json`` of a file, folder or hub id; None where it has none.
 

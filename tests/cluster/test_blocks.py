@@ -90,10 +90,44 @@ def test_a_late_block_gets_a_second_worker_and_the_first_answer_counts():
     assert made.done("quick", quick, "quick", 1.0) == []
     assert made.take("quick", 4.9) is None, "it is not late yet"
     assert made.take("quick", 5.0) == slow
-    assert made.take("third", 50.0) is None, "two are enough"
+    assert made.take("third", 14.9) is None, "two are enough for twice as long"
     assert [result for _, result in made.done("quick", slow, "second", 6.0)] == ["second", "quick"]
     assert made.finished
     assert made.done("slow", slow, "first", 40.0) == []
+
+
+def test_a_late_block_goes_before_new_ones_so_that_what_waits_for_it_gets_to_the_disk():
+    made = queue(total=10_000, workers=2, patience_s=10.0)
+    stuck, now, left = made.take("stuck", 0.0), 0.0, []
+    while not left:
+        now += 1.0
+        assert now < 15.0, "what waits for the stuck worker stays in memory"
+        left = made.done("quick", made.take("quick", now - 1.0), None, now)
+    assert left[0][0] == stuck
+    assert made.frontier == left[-1][0].stop == made.take("quick", now).start
+
+
+def test_no_number_of_stuck_workers_holds_the_run_up_while_one_works():
+    made = queue(total=4, workers=5, patience_s=1.0)
+    stuck, quick = made.take("stuck0", 0.0), made.take("quick", 0.0)
+    made.done("quick", quick, None, 0.1)
+    late_s = 0.0
+    for number in range(1, 4):
+        late_s += 2.0 ** (number - 1)
+        assert made.take(f"stuck{number}", late_s - 0.01) is None
+        assert made.take(f"stuck{number}", late_s) == stuck
+    assert made.take("quick", late_s + 8.0) == stuck
+    assert len(made.done("quick", stuck, None, late_s + 9.0)) == 2
+    assert made.finished
+
+
+def test_a_repeated_block_has_batches_of_the_size_that_fits_by_now():
+    made = queue(total=8, batch=4, patience_s=0.0)
+    stuck, second = made.take("stuck", 0.0), made.take("b", 0.0)
+    assert made.too_large("b", second, OutOfMemory("too large")) == 2
+    assert made.take("b", 0.1) == Block(4, 8, 2)
+    made.done("b", Block(4, 8, 2), None, 0.2)
+    assert made.take("b", 99.0) == Block(stuck.start, stuck.stop, 2)
 
 
 def test_losing_one_of_two_workers_on_a_block_keeps_it_with_the_other():

@@ -63,12 +63,23 @@ def raylet_pid(node):
     return info.process.pid
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_gives_the_run_of_one_machine(pair, tmp_path, alone, workers):
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_gives_the_run_of_one_machine(pair, tmp_path, alone, workers, monkeypatch):
+    def all_of_them(pool):
+        joined, opened = first(pool)
+        end = time.monotonic() + 60
+        while len(joined) < workers:
+            assert time.monotonic() < end, f"of {workers} workers came {joined}"
+            joined += [event.worker for event in pool.events()]
+        return joined, opened
+
+    first = RayPool.first
+    monkeypatch.setattr(RayPool, "first", all_of_them)  # one alone could be through before the others came
     spec = small_spec(keep_hidden=workers == 2)
     found, watcher = score(pair, "pair", tmp_path, workers=workers, spec=spec)
     require_same(found, alone)
-    assert watcher.counts[-1] == len(found.record.workers) <= workers
+    assert watcher.counts[-1] == len(found.record.workers) == found.record.engaged["workers"] == workers
+    assert all(worker.windows > 0 for worker in found.record.workers)
     assert found.record.workers[0].machine == found.record.machine
     assert found.record.workers[0].name.startswith("worker ")
     assert not any("127.0.0.1" in worker.name for worker in found.record.workers)
@@ -101,7 +112,10 @@ def test_a_killed_worker_and_a_dead_node_lose_nothing(nodes, tmp_path, alone):
     assert sum("is gone" in phase for phase in watcher.phases) >= 2
 
 
-def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(pair, tmp_path, demo_folder):
+def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(
+    pair, tmp_path, demo_folder, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # not the raylet's folder: a relative path is the driver's
     poisoned = tmp_path / "poisoned"
     poisoned.mkdir()
     for path in demo_folder.iterdir():
@@ -113,10 +127,11 @@ def test_a_worker_that_scores_nan_is_named_and_no_number_comes_of_it(pair, tmp_p
     tensors[name] = tensors[name] * float("nan")
     save_file(tensors, poisoned / weights.name, metadata={"format": "pt"})
     with pytest.raises(NonFiniteScore, match="worker 1 on node"):
-        score(pair, "alpha", tmp_path, spec=small_spec(model=str(poisoned)), workers=1)
+        score(pair, "alpha", tmp_path, spec=small_spec(model="./poisoned"), workers=1)
     (partial,) = tmp_path.glob("poisoned/ppl-*.partial")
     record = json.loads((partial / "run.json").read_text())
     assert (record["status"], record["results"]) == ("failed", None)
+    assert record["spec"]["model"] == "./poisoned"
     assert "worker 1 on node" in record["error"]
     assert not (partial / "windows.jsonl").exists()
 

@@ -14,11 +14,15 @@ from evalsuite.core.errors import MissingDependency, UsageError
 def test_auto_finds_the_cluster_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with pytest.raises(UsageError, match="No Ray cluster runs") as found:
+    with pytest.raises(UsageError, match="No Ray cluster was found on this machine") as found:
         resolve("auto")
+    assert "--temp-dir" in found.value.cause
+    assert "--cluster HOST:PORT" in found.value.todo
     assert "ray start --head" in found.value.todo
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379\n")
+    assert resolve("auto") == "127.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert resolve("auto") == "127.0.0.1:6379"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert resolve("auto") == "10.0.0.1:6379"

@@ -37,14 +37,17 @@ def right(worker, block):
 def run(answer, total=12, joining=("one", "two")):
     written, tally = [], Tally()
     pool = ScriptedPool(answer, joining)
+    dispatch(BlockQueue(total, 0, 2), pool, writer(written), tally)
+    return written, tally, pool
 
+
+def writer(written):
     def write(blocks):
         for block, scores in blocks:
             assert len(written) == block.start
             written.extend(scores.nats)
 
-    dispatch(BlockQueue(total, 0, 2), pool, write, tally)
-    return written, tally, pool
+    return write
 
 
 def test_windows_come_in_order_and_are_credited_to_who_scored_them():
@@ -84,6 +87,32 @@ def test_no_number_is_a_failure_with_the_name_of_its_worker(poison):
 
     with pytest.raises(NonFiniteScore, match=rf"two returned {poison} for window 2"):
         run(answer)
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (
+            lambda worker, block: Scored(worker, block, BlockScores((math.nan,) * block.windows)),
+            NonFiniteScore,
+        ),
+        (lambda worker, block: Failed(worker, block, MeasurementError("It fails.")), MeasurementError),
+    ],
+)
+def test_what_came_in_the_same_turn_as_an_end_is_written_before_it(end, error):
+    class OneTurn(ScriptedPool):
+        """Every event that is there comes at once."""
+
+        def events(self):
+            found, self._coming = self._coming, []
+            return found
+
+    written, tally = [], Tally()
+    pool = OneTurn(lambda worker, block: right(worker, block) if worker == "one" else [end(worker, block)])
+    with pytest.raises(error, match="two"):
+        dispatch(BlockQueue(12, 0, 2), pool, writer(written), tally)
+    assert written == [0.0, 1.0]
+    assert tally.windows == {"one": 2}
 
 
 def test_too_few_windows_are_a_failure():

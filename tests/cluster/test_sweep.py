@@ -7,7 +7,7 @@ import pytest
 
 from cluster.conftest import Sweeping
 from evalsuite.cluster import speed
-from evalsuite.cluster.cells import CellFiles, Ended, Said, measure_group
+from evalsuite.cluster.cells import CellFiles, Ended, Said, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.scorer import NodeReport
 from evalsuite.core.errors import EngineDied, ModelError, StorageError
@@ -301,5 +301,7 @@ def test_a_cell_runs_with_the_threads_of_the_driver(monkeypatch, threads):
     monkeypatch.setattr(
         "evalsuite.cluster.cells._measure", lambda *_: seen.append(os.environ.get("OMP_NUM_THREADS"))
     )
-    assert list(measure_group(cells("m"), Corpus("c", "s", ()), "f", 0, threads)) == [Ended(None)]
+    assert list(measure_group(cells("m"), Corpus("c", "s", ()), Source("m", None, "f"), 0, threads)) == [
+        Ended(None)
+    ]
     assert seen == [threads]

@@ -25,6 +25,7 @@ from evalsuite.data.models import (
     find_checkpoint,
     find_tokenizer_file,
     is_hub_id,
+    local_name,
     slug,
 )
 
@@ -485,3 +486,12 @@ def test_a_path_becomes_the_name_of_its_last_folder(folder: Path):
     assert slug(str(folder)) == "tiny"
     assert slug(str(folder) + "/") == "tiny"
     assert Checkpoint("tiny", folder).slug == "tiny"
+
+
+def test_a_local_name_means_the_same_in_any_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "demo").mkdir()
+    for name in ("tiny", "./tiny/", str(folder)):
+        assert local_name(name) == str(folder)
+    for name in ("demo", "smollm2", "owner/name", "fake:1"):
+        assert local_name(name) == name
