@@ -7,6 +7,7 @@ of one sequence, with a column for each mode on each device, because the two mod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from evalsuite.report.choose import newest
 from evalsuite.report.claim_evidence import is_of
 from evalsuite.report.claims import Claim, Claims
 from evalsuite.report.speed import Row, decode_cell, runs_of
@@ -41,13 +42,8 @@ def one_sequence(runs: Sequence[StoredRun]) -> list[Row]:
     Args:
         runs: newest first.
     """
-    newest: dict[tuple[str, str], Row] = {}
-    for run in runs:
-        if run.record.kind == "speed" and run.record.status == "ok":
-            row = Row(run.record)
-            if row.result.concurrency == 1:
-                newest.setdefault((run.record.spec_hash, row.device), row)
-    return list(newest.values())
+    cells = [run for run in newest(runs) if run.record.kind == "speed" and run.record.status == "ok"]
+    return [row for row in (Row(run.record) for run in cells) if row.result.concurrency == 1]
 
 
 def claimed_speed_table(claims: Claims, rows: Sequence[Row]) -> Table[Arm]:

@@ -38,19 +38,6 @@ class Watcher:
             self._acts.pop(0)()
 
 
-class Sweeping:
-    """Notes what a sweep says."""
-
-    def __init__(self):
-        self.phases, self.cells = [], []
-
-    def phase(self, text):
-        self.phases.append(text)
-
-    def cell(self, done, total, text):
-        self.cells.append((done, total, text))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A head that can hold no worker; tests add the nodes that they need, and take them away."""

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from run.conftest import Watcher as Sweeping
 
-from cluster.conftest import Sweeping
 from evalsuite.cluster import speed as cluster_speed
 from evalsuite.cluster.cells import CellFiles, Ended, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice

@@ -1,8 +1,8 @@
 """A sweep on a real Ray cluster: cells on every kind of node, records in the driver's folder alone."""
 
 import pytest
+from run.conftest import Watcher as Sweeping
 
-from cluster.conftest import Sweeping
 from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.nodes import read_node
 from evalsuite.cluster.places import Bench, Errand, Places

@@ -4,8 +4,8 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from run.conftest import Watcher as Sweeping
 
-from cluster.conftest import Sweeping
 from evalsuite.cluster import speed
 from evalsuite.cluster.cells import CellFiles, Ended, Said, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice
