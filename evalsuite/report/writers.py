@@ -15,13 +15,13 @@ All of it follows from the records and is written anew; nothing is removed that 
 import json
 import re
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from evalsuite.core.record import Record
 from evalsuite.data.models import slug
 from evalsuite.report.export import to_frame
+from evalsuite.report.html import write_html
 from evalsuite.report.lm_eval import lm_eval_results
 from evalsuite.report.markup import markdown_text
 from evalsuite.report.section import Section
@@ -55,9 +55,7 @@ def write_report(report: Report, out: Path, formats: Sequence[str]) -> list[Path
     if "md" in formats:
         written.append(write_derived(out / "REPORT.md", to_markdown(report, formats)))
     if "html" in formats:
-        # its module draws on this one's report; it is loaded when somebody wants the page
-        page = import_module("evalsuite.report.html")
-        page.write_html(report, out / "report.html")
+        write_html(report, out / "report.html")
         written.append(out / "report.html")
     written += _tables(report, out / "tables", formats)
     pictures = [picture for section in report.sections for picture in section.pictures]
