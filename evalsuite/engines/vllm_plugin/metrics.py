@@ -1,15 +1,17 @@
 """The cache's counters on the ``/metrics`` of a vLLM server.
 
 The counters are in the worker and the endpoint is in the API server's process, so the worker leaves them in
-a small file about once a second, and a Prometheus collector reads it when it is asked. The file's name
-travels in the environment that vLLM's processes inherit, and the file is removed when the server ends. A
-server with several API processes (``--api-server-count``) collects through Prometheus' own files and does not
-show them.
+a small file about once a second, and a Prometheus collector reads it when it is asked. The name of the
+file's folder travels in the environment that vLLM's processes inherit, and the folder is removed when the
+server ends, with whatever a killed worker was writing. A server with several API processes
+(``--api-server-count``) collects through Prometheus' own files and does not show them.
 """
 
 import atexit
+import contextlib
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from evalsuite.core.cache import CacheCounters
 logger = logging.getLogger("vllm.hlwq_expert_cache")
 
 VARIABLE = "HLWQ_EXPERT_CACHE_COUNTERS"
+COUNTERS = "counters.json"
 PERIOD_S = 1.0
 _registered: list[Any] = []
 
@@ -31,21 +34,23 @@ def publish() -> None:
         return
     from prometheus_client import REGISTRY
 
-    handle, name = tempfile.mkstemp(prefix="hlwq-expert-cache-", suffix=".json")
-    os.close(handle)
-    os.environ[VARIABLE] = name
-    atexit.register(_end, Path(name))
-    collector: Any = Collector(Path(name))
+    folder = Path(tempfile.mkdtemp(prefix="hlwq-expert-cache-"))
+    os.environ[VARIABLE] = str(folder)
+    atexit.register(_end, folder)
+    collector: Any = Collector(folder / COUNTERS)
     _registered.append(collector)
     REGISTRY.register(collector)
 
 
-def _end(path: Path) -> None:
+def _end(folder: Path) -> None:
     """One line for the log, from what the workers left last: vLLM may kill them before they can write one."""
-    text = path.read_text() if path.exists() else ""
-    if text:
-        logger.info("%s", summary(CacheCounters.model_validate_json(text)))
-    path.unlink(missing_ok=True)
+    if not folder.exists():
+        return
+    ended = folder.rename(f"{folder}-ended")  # a worker that still lives finds no folder to write to
+    left = ended / COUNTERS
+    if left.exists():
+        logger.info("%s", summary(CacheCounters.model_validate_json(left.read_text())))
+    shutil.rmtree(ended, ignore_errors=True)
 
 
 def summary(counters: CacheCounters) -> str:
@@ -67,10 +72,9 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        text = self.path.read_text() if self.path.exists() else ""
-        if not text:  # no step yet
+        if not self.path.exists():  # no step yet
             return
-        counters = CacheCounters.model_validate_json(text)
+        counters = CacheCounters.model_validate_json(self.path.read_text())
         name = "hlwq_expert_cache"
         yield GaugeMetricFamily(f"{name}_size", "Expert slots of each layer.", value=counters.size)
         for key, help_ in (
@@ -86,24 +90,25 @@ class Collector:
 
 
 class Publisher:
-    """The worker's end: leaves counters in the file, if there is one."""
+    """The worker's end: leaves counters in the folder, if there is one."""
 
     def __init__(self) -> None:
         name = os.environ.get(VARIABLE)
-        self.path = Path(name) if name else None
+        self.folder = Path(name) if name else None
         self._next_s = 0.0
 
     def due(self) -> bool:
         """Whether it is time again."""
-        if self.path is None or time.monotonic() < self._next_s:
+        if self.folder is None or time.monotonic() < self._next_s:
             return False
         self._next_s = time.monotonic() + PERIOD_S
         return True
 
     def leave(self, counters: CacheCounters) -> None:
         """Replace what was there, whole."""
-        if self.path is None or not self.path.exists():
+        if self.folder is None:
             return
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(counters.model_dump_json())
-        fresh.replace(self.path)
+        fresh = self.folder / f"{os.getpid()}.new"  # with tensor parallelism each rank has its own
+        with contextlib.suppress(FileNotFoundError):  # the server has ended
+            fresh.write_text(counters.model_dump_json())
+            fresh.replace(self.folder / COUNTERS)
