@@ -29,6 +29,7 @@ from evalsuite.core.spec import Serving
 from evalsuite.core.speed import LoadTimes
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.engines.base import Generated
+from evalsuite.engines.process_tree import members, send
 
 MARK = "HLWQ_EVAL_ENGINE_MARK"  # in the environment of every process that belongs to one engine
 POLITE_S, GRACE_S = 20.0, 10.0
@@ -168,7 +169,7 @@ class ProcessGenerator:
         """End all its processes at once, from any thread; a call that waits raises EngineDied."""
         if not self._closed:
             self._killed = True
-            _signal(self._members(), signal.SIGKILL)
+            send(self._members(), signal.SIGKILL)
 
     def close(self) -> None:
         """End the child and all that it started: by request, by SIGTERM, by SIGKILL."""
@@ -180,12 +181,12 @@ class ProcessGenerator:
                 self._ask_to_close()
             self._killed = True
             for sign, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-                if members := self._members():
-                    _signal(members, sign)
-                    psutil.wait_procs(members, wait_s)
+                if living := self._members():
+                    send(living, sign)
+                    psutil.wait_procs(living, wait_s)
         finally:
             # a second Ctrl-C gets here too: nothing may stay behind
-            _signal(self._members(), signal.SIGKILL)
+            send(self._members(), signal.SIGKILL)
             self._connection.close()
             self._child.wait()
 
@@ -195,28 +196,7 @@ class ProcessGenerator:
             self._child.wait(POLITE_S)
 
     def _members(self) -> list[psutil.Process]:
-        """Living processes of the engine: its session, its descendants, and all that carry its mark."""
-        found: dict[int, psutil.Process] = {}
-        with suppress(psutil.NoSuchProcess):
-            root = psutil.Process(self.pid)
-            found = {p.pid: p for p in (root, *root.children(recursive=True))}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(process.pid) == self.pid or process.environ().get(MARK) == self._mark:
-                    found[process.pid] = process
-        return [process for process in found.values() if _alive(process)]
-
-
-def _alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _signal(processes: Sequence[psutil.Process], sign: signal.Signals) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(sign)
+        return members(self.pid, (MARK, self._mark))
 
 
 def device_environment(gpus: Sequence[int]) -> dict[str, str]:

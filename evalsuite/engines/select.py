@@ -94,11 +94,6 @@ def refuse_settings(name: str, serving: Serving) -> None:
         _refuse_for_torch(serving)
     elif serving.server_url is not None:
         _refuse_for_attached(serving)
-    elif name == "server" and serving.moe_expert_cache_size is not None:
-        raise UsageError(
-            "A server gives no counters of an expert cache that would show that it was on.",
-            todo="give --engine vllm, which runs the same vLLM and reads them.",
-        )
 
 
 def _refuse_for_torch(serving: Serving) -> None:

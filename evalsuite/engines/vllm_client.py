@@ -28,6 +28,7 @@ ID_WAYS: tuple[dict[str, Any], ...] = (
     {"logprobs": 0, "return_tokens_as_token_ids": True},
 )
 TOKEN_ID = "token_id:"
+PROBE = [0, 0]  # vLLM 0.32's linear attention on the CPU cannot take a prompt of a single token
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class CompletionsClient:
 
     def _way_to_ids(self) -> dict[str, Any]:
         for way in ID_WAYS:
-            body = {"model": self._model, "prompt": [0], "max_tokens": 1, "ignore_eos": True, **way}
+            body = {"model": self._model, "prompt": PROBE, "max_tokens": 1, "ignore_eos": True, **way}
             if token_ids(self.ask("POST", "/v1/completions", body)["choices"][0]):
                 return way
         raise UsageError(
@@ -119,6 +120,14 @@ class CompletionsClient:
                 cause=f"{path} is no JSON.",
                 todo="check --server-url.",
             ) from error
+
+    def collective_rpc(self, method: str, /, *, args: tuple[Any, ...] = ()) -> Sequence[Any]:
+        """Call a method of each of vLLM's workers by name; the server must have its development endpoints.
+
+        Raises:
+            UsageError, EngineDied: as `ask`.
+        """
+        return self.ask("POST", "/collective_rpc", {"method": method, "args": list(args)})["results"]
 
     def generate(
         self, prompts: Sequence[NDArray[np.int64]], output_len: int, on_first_token: Callable[[], None]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from evalsuite.core.cache import CacheCounters
-from evalsuite.core.errors import EngineDied, UsageError
+from evalsuite.core.errors import EngineDied
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
 from evalsuite.core.telemetry import EngineMemory
@@ -37,7 +37,7 @@ from evalsuite.engines.vllm_arguments import (
 from evalsuite.engines.vllm_facts import refuse_too_long, served_facts
 from evalsuite.engines.vllm_failures import failure, message_of
 from evalsuite.engines.vllm_log import LogText, kernel_names, load_times
-from evalsuite.engines.vllm_plugin import client
+from evalsuite.engines.vllm_reports import WorkerReports
 from evalsuite.telemetry.machine import read_machine
 
 # what vLLM, torch and transformers raise when something is wrong with a model, a machine or themselves
@@ -65,7 +65,6 @@ class VllmGenerator:
         began = time.monotonic()
         self._arguments = engine_arguments(checkpoint, serving)
         os.environ.update(engine_environment(serving))
-        self._cached = caches_experts(checkpoint.config(), self._arguments)
         self._name, self._log = checkpoint.name, log
         self._text = LogText(log)
         self._served = 0
@@ -76,7 +75,8 @@ class VllmGenerator:
 
             vllm_plugin.register()  # vLLM does so itself only where this package is installed
             self._llm: Any = LLM(**self._arguments)
-            self._workers: list[dict[str, Any]] = self._llm.collective_rpc("hlwq_facts")
+            cached = caches_experts(checkpoint.config(), self._arguments)
+            self._workers = WorkerReports(self._llm, cached)
         written = self._text.read()
         self.load = load_times(written, time.monotonic() - began)
         self.facts = self._read_facts(checkpoint, serving, written)
@@ -122,43 +122,17 @@ class VllmGenerator:
         return [Generated(np.array(ids[n]), submitted[n], np.array(times[n])) for n in requests]
 
     def resize_expert_cache(self, size: int | None) -> None:
-        config = self._llm.llm_engine.vllm_config
-        if not self._cached or (config.use_v2_model_runner and not self._arguments["enforce_eager"]):
-            raise UsageError(
-                f"vLLM {require_vllm()} cannot give every layer {size or 'all'} expert slots without loading "
-                "again.",
-                cause="it was loaded without an expert cache, or its second model runner holds CUDA graphs.",
-                todo="load it anew for each size.",
-            )
-        with self._explaining(
-            f"vLLM could not give every layer of {self._name} {size or 'all'} expert slots."
-        ):
-            client.resize(self._llm, size)
-            self._workers = self._llm.collective_rpc("hlwq_facts")
+        with self._explaining(f"vLLM could not resize the expert cache of {self._name} to {size or 'all'}."):
+            self._workers.resize_expert_cache(size)
 
     def reset_counters(self) -> None:
-        self._llm.collective_rpc("hlwq_reset_peaks")
-        if self._cached:
-            client.reset_counters(self._llm)
+        self._workers.reset_counters()
 
     def expert_cache(self) -> CacheCounters | None:
-        return client.read_counters(self._llm) if self._cached else None
+        return self._workers.expert_cache()
 
     def memory(self) -> EngineMemory:
-        weights = [worker["weights_bytes"] for worker in self._workers]
-        peaks = self._llm.collective_rpc("hlwq_allocator_peaks")
-        absent: dict[str, str] = {}
-        if not all(weights):
-            absent["weights"] = "vLLM measures its weights on GPUs only"
-        if not all(peaks):
-            absent["allocator"] = "torch counts allocations on GPUs only"
-        return EngineMemory(
-            weights_bytes=sum(weights) if all(weights) else None,
-            kv_cache_bytes=sum(worker["kv_cache_bytes"] for worker in self._workers),
-            allocated_peak_bytes=sum(peak["allocated"] for peak in peaks) if all(peaks) else None,
-            reserved_peak_bytes=sum(peak["reserved"] for peak in peaks) if all(peaks) else None,
-            absent=absent,
-        )
+        return self._workers.memory()
 
     def close(self) -> None:
         """End the engine's processes and give its memory back."""
@@ -175,7 +149,8 @@ class VllmGenerator:
         vllm_config = self._llm.llm_engine.vllm_config
         model, compilation = vllm_config.model_config, vllm_config.compilation_config
         on_cpu = built_for_cpu()
-        first = self._workers[0]
+        workers = self._workers.facts
+        first = workers[0]
         engaged: dict[str, Any] = {
             "vllm": require_vllm(),
             "mode": _mode(serving, on_cpu),
@@ -185,12 +160,12 @@ class VllmGenerator:
             "log_kernels": list(kernel_names(written)),
             "quantization": model.quantization,
             "max_model_len": model.max_model_len,
-            "tensor_parallel_size": len(self._workers),
+            "tensor_parallel_size": len(workers),
         }
         if not on_cpu:
             engaged |= {
                 "cudagraph_mode": compilation.cudagraph_mode.name,
-                "cudagraphs": min(worker["graphs_captured"] for worker in self._workers),
+                "cudagraphs": min(worker["graphs_captured"] for worker in workers),
                 "cudagraph_sizes": list(compilation.cudagraph_capture_sizes or []),
             }
         if serving.moe_expert_cache_size is not None:

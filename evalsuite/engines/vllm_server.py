@@ -1,23 +1,23 @@
 """The server engine: ``vllm serve`` measured as its clients see it (engines/vllm_client.py).
 
 The server runs in a session of its own on a loopback port, and ends with everything that it started; or it
-runs already, somewhere, and is left alone.
+runs already, somewhere, and is left alone. With an expert cache it is started with vLLM's development
+endpoints (``VLLM_SERVER_DEV_MODE``): its workers can then be asked for their counters, and for other sizes.
 """
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from evalsuite.core.cache import CacheCounters
@@ -28,9 +28,11 @@ from evalsuite.core.speed import LoadTimes
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines.base import Generated
+from evalsuite.engines.process_tree import GRACE_S, stop_tree
 from evalsuite.engines.select import refuse_settings
 from evalsuite.engines.vllm_arguments import (
     built_for_cpu,
+    caches_experts,
     engaged_arguments,
     engine_arguments,
     engine_environment,
@@ -48,12 +50,13 @@ from evalsuite.engines.vllm_log import (
     load_times,
     weights_bytes,
 )
+from evalsuite.engines.vllm_reports import WorkerReports
 from evalsuite.telemetry.gpu import visible_gpus
 from evalsuite.telemetry.machine import read_machine
 
 HOST = "127.0.0.1"
+PLUGIN_GROUP = "vllm.general_plugins"
 POLL_S = 0.25
-GRACE_S = 20.0  # from SIGTERM to SIGKILL
 ATTACHED = "a server that was running already does not tell"
 
 
@@ -85,8 +88,13 @@ class ServerGenerator:
         self._text = LogText(log)
         self._server: subprocess.Popen[bytes] | None = None
         self._arguments: dict[str, Any] = {}
+        self._workers: WorkerReports | None = None
+        self._cached = False
         if serving.server_url is None:
             self._arguments = engine_arguments(checkpoint, serving)
+            self._cached = caches_experts(checkpoint.config(), self._arguments)
+            if self._cached:
+                _require_plugin()
             url = f"http://{HOST}:{_free_port()}"
         else:
             refuse_settings("server", serving)
@@ -97,6 +105,8 @@ class ServerGenerator:
                 self._server = self._start(url, serving)
                 self._wait(on_progress)
             self._longest = self._client.choose(checkpoint).longest
+            if self._cached:
+                self._workers = WorkerReports(self._client, self._cached)
         except BaseException:
             self.close()
             raise
@@ -113,18 +123,23 @@ class ServerGenerator:
         return self._client.generate(prompts, output_len, on_first_token)
 
     def resize_expert_cache(self, size: int | None) -> None:
-        raise UsageError(
-            f"A server cannot resize an expert cache (to {size}) without loading again.",
-            todo="run one cell per size.",
-        )
+        if self._workers is None:
+            raise UsageError(
+                f"A server without an expert cache cannot have one (of {size}) without loading again.",
+                todo="run one cell per size.",
+            )
+        self._workers.resize_expert_cache(size)
 
     def reset_counters(self) -> None:
-        """A server counts nothing that could be reset."""
+        if self._workers is not None:
+            self._workers.reset_counters()
 
     def expert_cache(self) -> CacheCounters | None:
-        return None
+        return self._workers.expert_cache() if self._workers is not None else None
 
     def memory(self) -> EngineMemory:
+        if self._workers is not None:
+            return self._workers.memory()
         if self._server is None:
             return EngineMemory(absent={"engine": ATTACHED})
         text = self._text.read()
@@ -144,6 +159,7 @@ class ServerGenerator:
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *server_flags(self._arguments)]
         command += ["--served-model-name", self._checkpoint.name, "--host", HOST]
         command += ["--port", url.rpartition(":")[2]]
+        development = {"VLLM_SERVER_DEV_MODE": "1"} if self._cached else {}
         with self._log.open("ab") as output:
             return subprocess.Popen(
                 command,
@@ -151,7 +167,7 @@ class ServerGenerator:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | engine_environment(serving),
+                env=os.environ | engine_environment(serving) | development,
             )
 
     def _wait(self, on_progress: Callable[[str], None]) -> None:
@@ -254,12 +270,32 @@ def _base(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
+def _require_plugin() -> None:
+    """A server loads plugins of installed packages, and of those the ones that VLLM_PLUGINS names.
+
+    Raises:
+        UsageError: it would not load this package's.
+    """
+    found = [entry.name for entry in entry_points(group=PLUGIN_GROUP) if entry.value.startswith("evalsuite.")]
+    named = os.environ.get("VLLM_PLUGINS")
+    if not found:
+        raise UsageError(
+            "The server would not know the expert cache: vLLM loads plugins of installed packages only.",
+            todo="pip install hlwq-eval into this environment, or give --engine vllm.",
+        )
+    if named is not None and not set(found) & {name.strip() for name in named.split(",")}:
+        raise UsageError(
+            f"The server would not know the expert cache: VLLM_PLUGINS={named} leaves {found[0]} out.",
+            todo=f"add {found[0]} to VLLM_PLUGINS, or unset it.",
+        )
+
+
 def server_flags(arguments: dict[str, Any]) -> list[str]:
-    """Engine arguments as flags of ``vllm serve``, the model first; the worker extension is not needed."""
+    """Engine arguments as flags of ``vllm serve``, the model first."""
     flags = [str(arguments["model"])]
     for name, value in arguments.items():
         flag = f"--{name.replace('_', '-')}"
-        if name in ("model", "worker_extension_cls"):
+        if name == "model":
             continue
         if name == "enable_prefix_caching":
             flags.append(flag if value else f"--no-{name.replace('_', '-')}")
@@ -268,51 +304,6 @@ def server_flags(arguments: dict[str, Any]) -> list[str]:
         else:
             flags += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
     return flags
-
-
-def stop_tree(root: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
-    """End a process that leads a session, and all in it: by SIGTERM, and what is left by SIGKILL."""
-    members = _members(root.pid)
-    with suppress(ProcessLookupError):
-        root.send_signal(signal.SIGTERM)
-    try:
-        _wait_for_end(members, root, grace_s)
-    finally:  # also after a second Ctrl-C
-        members += _members(root.pid)
-        for process in members:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        root.wait()
-    _wait_for_end(members, root, grace_s)
-
-
-def _wait_for_end(processes: Sequence[psutil.Process], root: subprocess.Popen[bytes], limit_s: float) -> None:
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        root.poll()  # reaps it
-        if not any(_lives(process) for process in processes):
-            return
-        time.sleep(POLL_S / 10)
-
-
-def _lives(process: psutil.Process) -> bool:
-    """An orphan that ended may stay a zombie for good, where no init reaps it."""
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _members(session: int) -> list[psutil.Process]:
-    """Living processes of a session, and descendants of its leader that have left it."""
-    found: dict[int, psutil.Process] = {}
-    with suppress(psutil.NoSuchProcess):
-        leader = psutil.Process(session)
-        found = {process.pid: process for process in (leader, *leader.children(recursive=True))}
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == session:
-                found[process.pid] = process
-    return list(found.values())
 
 
 def _free_port() -> int:

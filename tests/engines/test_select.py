@@ -88,12 +88,6 @@ def test_what_was_asked_for_by_name_is_not_replaced(installed, whole, version, s
         choose_engine(Serving(**serving), whole)
 
 
-def test_a_server_cannot_prove_its_expert_cache():
-    with pytest.raises(UsageError, match="no counters"):
-        select.refuse_settings("server", Serving(engine="server", moe_expert_cache_size=4))
-    select.refuse_settings("vllm", Serving(engine="vllm", moe_expert_cache_size=4))
-
-
 @pytest.mark.parametrize("version", [None, "0.32.0+cpu"])
 def test_dummy_weights_need_vllm(installed, folder, version):
     installed(version, 0)

@@ -205,6 +205,7 @@ def test_flags():
         "limit_mm_per_prompt": {"image": 0},
     }  # fmt: skip
     assert server_flags(arguments) == [
-        "/m", "--dtype", "auto", "--enforce-eager", "--no-enable-prefix-caching", "--max-model-len", "9",
+        "/m", "--dtype", "auto", "--enforce-eager", "--no-enable-prefix-caching",
+        "--worker-extension-cls", "x.Y", "--max-model-len", "9",
         "--limit-mm-per-prompt", '{"image": 0}',
     ]  # fmt: skip

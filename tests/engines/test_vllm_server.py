@@ -1,16 +1,14 @@
-"""The real ``vllm serve``, on the CPU; and the end of a tree of processes."""
+"""The real ``vllm serve``, on the CPU, without and with an expert cache."""
 
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from vllm_cpu.tiny_moe import write_tiny_moe
 
 from engines import tiny
 from engines.scripted_server import Script, serving
@@ -18,27 +16,10 @@ from engines.test_vllm_offline import ENVIRONMENT, MISSING, logits_after, qwen3_
 from evalsuite.core.errors import EngineDied, ModelError, OutOfMemory, UsageError
 from evalsuite.core.spec import Serving
 from evalsuite.data.models import find_checkpoint
-from evalsuite.engines.vllm_server import ServerGenerator, stop_tree
+from evalsuite.engines.process_tree import members
+from evalsuite.engines.vllm_server import ServerGenerator
 
 needs_vllm = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-
-
-def lives(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def living_in(session):
-    living = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and lives(process):
-                living.append(process)
-        except (psutil.Error, ProcessLookupError):
-            continue
-    return living
 
 
 @pytest.mark.slow
@@ -53,14 +34,14 @@ def test_a_server_from_start_to_end(tmp_path, monkeypatch):
     loaded = ServerGenerator(find_checkpoint(str(folder)), serving, tmp_path / "log", said.append)
     try:
         session = loaded._server.pid
-        assert living_in(session)
+        assert members(session)
         results = loaded.generate(prompts, 10, lambda: first.append(time.monotonic()))
         with pytest.raises(UsageError) as caught:
             loaded.generate(prompts[:1], 100, lambda: None)
         memory = loaded.memory()
     finally:
         loaded.close()
-    assert living_in(session) == []
+    assert members(session) == []
 
     assert "116 tokens, and the engine was set up for 64" in caught.value.what
     for prompt, result in zip(prompts, results, strict=True):
@@ -81,30 +62,53 @@ def test_a_server_from_start_to_end(tmp_path, monkeypatch):
     assert facts.engaged["max_model_len"] == 64
 
 
-STUBBORN = """
-import signal, subprocess, sys, time
-if len(sys.argv) == 1:
-    subprocess.Popen([sys.executable, __file__, "child"])
-    subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
-else:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
-time.sleep(60)
-"""
+@pytest.mark.slow
+@needs_vllm
+def test_a_server_with_an_expert_cache_is_asked_for_counters_and_sizes(tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    folder = write_tiny_moe(tmp_path / "moe", int4=True, experts=16, top_k=2, layers=2)
+    prompt = [np.array([3, 50, 200, 9])]  # routes to 8 experts of a layer at most
+    serving = Serving(engine="server", enforce_eager=True, max_model_len=64, moe_expert_cache_size=8)
+    tokens, counted = {}, {}
+    loaded = ServerGenerator(find_checkpoint(str(folder)), serving, tmp_path / "log")
+    try:
+        for size in (8, 12, None):
+            loaded.generate(prompt, 4, lambda: None)
+            loaded.resize_expert_cache(size)  # all slots are empty then
+            loaded.reset_counters()
+            (result,) = loaded.generate(prompt, 20, lambda: None)
+            tokens[size], counted[size] = result.ids.tolist(), loaded.expert_cache()
+        memory = loaded.memory()
+    finally:
+        loaded.close()
+
+    assert tokens[8] == tokens[12] == tokens[None]
+    assert [cache.size for cache in counted.values()] == [8, 12, 16]
+    for cache in counted.values():
+        assert (cache.experts, cache.policy, cache.store, len(cache.layers)) == (16, "lru", "pinned", 2)
+        assert [layer.steps for layer in cache.layers] == [20, 20]
+        assert cache.bytes_moved == cache.misses * cache.expert_bytes
+        assert cache.overflow_steps == 0
+    asked = {cache.hits + cache.misses for cache in counted.values()}
+    assert len(asked) == 1  # the same tokens ask for the same experts
+    assert counted[8].misses > counted[12].misses >= counted[None].misses > 0
+    assert memory.kv_cache_bytes > 0
+    assert "on GPUs only" in memory.absent["allocator"]
+    assert loaded.facts.engaged["moe_expert_cache_size"] == 8
 
 
-def test_children_that_ignore_sigterm_or_leave_the_session_end_too(tmp_path):
-    program = tmp_path / "stubborn.py"
-    program.write_text(STUBBORN)
-    root = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, start_new_session=True)
-    for _ in range(3):
-        assert root.stdout.readline() == b"ready\n"
-    tree = [psutil.Process(root.pid), *psutil.Process(root.pid).children(recursive=True)]
-    assert len(tree) == 3
-    stop_tree(root, grace_s=0.5)
-    assert [process for process in tree if lives(process)] == []
-    assert root.returncode == -signal.SIGTERM
-    root.stdout.close()
+@needs_vllm
+def test_a_server_that_would_not_load_the_plugin_is_not_started(tmp_path, monkeypatch):
+    folder = write_tiny_moe(tmp_path / "moe", int4=True)
+    checkpoint, cached = find_checkpoint(str(folder)), Serving(engine="server", moe_expert_cache_size=4)
+    monkeypatch.setenv("VLLM_PLUGINS", "others")
+    with pytest.raises(UsageError, match="VLLM_PLUGINS=others leaves hlwq_expert_cache out"):
+        ServerGenerator(checkpoint, cached, tmp_path / "log")
+    monkeypatch.setattr("evalsuite.engines.vllm_server.entry_points", lambda group: ())
+    with pytest.raises(UsageError, match="installed packages only"):
+        ServerGenerator(checkpoint, cached, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
 
 
 class Dying(ServerGenerator):

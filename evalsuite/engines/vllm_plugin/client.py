@@ -1,14 +1,15 @@
 """What the suite asks of an engine with an expert cache, through vLLM's ``collective_rpc``.
 
-Every function takes something with ``collective_rpc(method, args=…) -> one result a worker``, such as
-`vllm.LLM`. The workers of a pipeline hold different layers; those of a tensor-parallel group hold shares of
-the same layers and count the same.
+Every function takes something with ``collective_rpc(method, args=…) -> one result a worker``: `vllm.LLM`, or
+a client of a server. The workers of a pipeline hold different layers; those of a tensor-parallel group hold
+shares of the same layers and count the same.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from evalsuite.core.cache import CacheCounters, LayerCounters
+from evalsuite.core.errors import UsageError
 
 
 class Workers(Protocol):
@@ -30,5 +31,15 @@ def reset_counters(engine: Workers) -> None:
 
 
 def resize(engine: Workers, size: int | None) -> None:
-    """Give every layer this many empty slots, in CUDA graphs too; None is one for each expert."""
-    engine.collective_rpc("resize_expert_cache", args=(size,))
+    """Give every layer this many empty slots, in CUDA graphs too; None is one for each expert.
+
+    Raises:
+        UsageError: these workers cannot, as they were loaded.
+    """
+    refusals = engine.collective_rpc("resize_expert_cache", args=(size,))
+    if refusal := next(filter(None, refusals), None):
+        raise UsageError(
+            f"vLLM cannot give every layer {size or 'all'} expert slots without loading again.",
+            cause=str(refusal),
+            todo="load it anew for each size.",
+        )

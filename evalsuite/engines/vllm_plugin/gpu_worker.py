@@ -36,9 +36,11 @@ class CachedGPUWorker(CacheReports, Worker):
                 cache.token_limit, cache.counts = first.token_limit, row
         return loaded
 
-    def resize_expert_cache(self, size: int | None) -> None:
-        """Give every layer this many empty slots, and capture the CUDA graphs, which hold slots, again."""
+    def resize_expert_cache(self, size: int | None) -> str | None:
+        """The same, and capture the CUDA graphs, which hold slots, again."""
         graphs = not self.vllm_config.model_config.enforce_eager
+        if graphs and self.vllm_config.use_v2_model_runner:
+            return "its second model runner holds CUDA graphs."
         if graphs:
             CUDAGraphWrapper.clear_all_graphs()
             BreakableCUDAGraphWrapper.clear_all_graphs()
@@ -49,6 +51,7 @@ class CachedGPUWorker(CacheReports, Worker):
             unlock_workspace()
             self.model_runner.capture_model()
             self.clear_expert_cache()  # what the capture was routed to is nobody's request
+        return None
 
     def _slot_bytes(self) -> int:
         return sum(slots.nbytes for cache in self._caches() for slots in cache.slots.values())

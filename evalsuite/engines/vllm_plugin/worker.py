@@ -29,10 +29,15 @@ class CacheReports:
         for cache in self._caches():
             cache.clear()
 
-    def resize_expert_cache(self, size: int | None) -> None:
-        """Give every layer this many empty slots; None is one for each expert."""
+    def resize_expert_cache(self, size: int | None) -> str | None:
+        """Give every layer this many empty slots; None is one for each expert.
+
+        Returns:
+            Why that cannot be done, or None when it is done.
+        """
         for cache in self._caches():
             cache.resize(cache.experts if size is None else min(size, cache.experts))
+        return None
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
