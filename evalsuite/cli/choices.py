@@ -44,11 +44,6 @@ class CacheStore(StrEnum):
     disk = "disk"
 
 
-class Routing(StrEnum):
-    model = "model"
-    uniform_random = "uniform_random"
-
-
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -57,6 +52,10 @@ Cluster = Annotated[
         "loopback or behind a firewall.",
     ),
 ]
+ROUTINGS = "model|uniform_random|zipf:S"
+ROUTING = (
+    "Draw each token's experts instead of asking the router, for dummy weights: uniformly, or by Zipf's law."
+)
 WORKERS = "With --cluster: at most so many workers."
 GPU_KIND = "With --cluster: the kind of GPU, as Ray, a custom resource or a node label names it."
 

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from evalsuite.cli.app import app
-from evalsuite.cli.choices import CachePolicy, CacheStore, Dtype, Engine, LoadFormat, numbers
+from evalsuite.cli.choices import (
+    ROUTING,
+    ROUTINGS,
+    CachePolicy,
+    CacheStore,
+    Dtype,
+    Engine,
+    LoadFormat,
+    numbers,
+)
 from evalsuite.cli.show import Screen
 
 
@@ -39,7 +48,10 @@ def footprint(
     ] = False,
     gpus: Annotated[str | None, typer.Option(help="Indices of the GPUs to use, such as 0,1.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model.")] = 1,
+    moe_routing: Annotated[str, typer.Option(metavar=ROUTINGS, help=ROUTING)] = "model",
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Context that is reserved for.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Share of VRAM that vLLM fills.")
     ] = None,
@@ -76,7 +88,9 @@ def footprint(
             "moe_expert_store": moe_expert_store.value, "dtype": dtype.value,
             "load_format": load_format.value, "enforce_eager": enforce_eager,
             "gpus": () if gpus is None else numbers("--gpus", gpus, 0),
-            "tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len,
+            "tensor_parallel_size": tensor_parallel_size, "moe_routing": moe_routing,
+            "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
             "gpu_memory_utilization": gpu_memory_utilization, "corpus": corpus, "tokenizer": tokenizer,
             "timeout": timeout, "trust_remote_code": trust_remote_code,
         },

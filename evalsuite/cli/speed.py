@@ -10,13 +10,14 @@ from evalsuite.cli.choices import (
     ALL,
     EXCLUSIVE,
     GPU_KIND,
+    ROUTING,
+    ROUTINGS,
     CachePolicy,
     CacheStore,
     Cluster,
     Dtype,
     Engine,
     LoadFormat,
-    Routing,
     cluster_choice,
     json_object,
     numbers,
@@ -73,9 +74,7 @@ def speed(
     moe_expert_store: Annotated[
         CacheStore, typer.Option(help="Where the other experts are.")
     ] = CacheStore.pinned,
-    moe_routing: Annotated[
-        Routing, typer.Option(help="uniform_random draws the experts, for dummy weights.")
-    ] = Routing.model,
+    moe_routing: Annotated[str, typer.Option(metavar=ROUTINGS, help=ROUTING)] = "model",
     max_model_len: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(min=1, help="As vLLM has it.")] = None,
@@ -139,7 +138,7 @@ def speed(
             "output_len": output_len, "repeats": repeats, "warmup": warmup, "timeout": timeout,
             "engine": engine.value, "dtype": dtype.value, "load_format": load_format.value,
             "moe_expert_cache_policy": moe_expert_cache_policy.value,
-            "moe_expert_store": moe_expert_store.value, "moe_routing": moe_routing.value,
+            "moe_expert_store": moe_expert_store.value, "moe_routing": moe_routing,
             "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": max_num_batched_tokens,
             "gpu_memory_utilization": gpu_memory_utilization,

@@ -5,9 +5,10 @@ A spec says what determines the samples. Where results are written and how they 
 
 import hashlib
 import json
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from evalsuite.core.protocol import WindowProtocol
 from evalsuite.core.value import Value
@@ -16,7 +17,25 @@ Engine = Literal["auto", "torch", "vllm", "server"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CachePolicy = Literal["lru", "lfu", "fifo", "slru", "lfru"]
 CacheStore = Literal["pinned", "disk"]
-Routing = Literal["model", "uniform_random"]
+MOST_SKEWED = 8.0  # one expert then has all but 0.4 % of the tokens
+
+
+def known_routing(name: str) -> str:
+    """A routing as specs have it: ``model``, ``uniform_random``, or ``zipf:S`` with an exponent S above 0.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if name in ("model", "uniform_random"):
+        return name
+    law, _, exponent = name.partition(":")
+    with suppress(ValueError):
+        if law == "zipf" and 0 < float(exponent) <= MOST_SKEWED:
+            return f"zipf:{float(exponent):g}"
+    raise ValueError(f"{name!r} is not one of model, uniform_random and zipf:S, such as zipf:1")
+
+
+Routing = Annotated[str, AfterValidator(known_routing)]
 
 # fields that came later: at their default they leave a spec's hash as it was
 LATER: Any = {"later": True}
@@ -33,8 +52,9 @@ class Serving(Value):
         enforce_eager: no CUDA graphs and no compilation.
         moe_expert_cache_size: experts of each layer on the device; None keeps all of them there.
         moe_expert_cache_policy, moe_expert_store: which experts stay, and where the others are.
-        moe_routing: ``uniform_random`` draws each token's experts instead of asking the router, for dummy
-            weights, whose routers often send every token to the same experts; what comes out is no text.
+        moe_routing: ``uniform_random`` and ``zipf:S`` draw each token's experts instead of asking the router,
+            for dummy weights, whose routers often send every token to the same experts; what comes out is no
+            text. Zipf's law takes different experts with probabilities ∝ rank^−S, in each layer alike.
         max_model_len, max_num_seqs, max_num_batched_tokens, gpu_memory_utilization: None leaves them to the
             engine.
         additional_config: handed to vLLM as it is.

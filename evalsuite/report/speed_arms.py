@@ -18,6 +18,7 @@ from evalsuite.report.speed import (
     runs_of,
     settings_of,
     share_cell,
+    speed_order,
     speed_table,
 )
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
@@ -52,13 +53,13 @@ def generation_table(rows: Sequence[Row]) -> Table[Row]:
 
 
 def cache_table(rows: Sequence[Row]) -> Table[Row]:
-    """One model under cache sizes: what each costs and gives, the smallest first.
+    """One model under cache sizes: what each costs and gives, kind by kind, the smallest first.
 
     Args:
         rows: with at least two sizes, of one device.
     """
     experts = max((r.record.expert_cache.experts for r in rows if r.record.expert_cache), default=None)
-    ordered = sorted(rows, key=lambda r: r.spec.serving.moe_expert_cache_size or 1 << 30)
+    ordered = sorted(rows, key=speed_order)
     settings, shared = settings_of(ordered)
     columns = [
         *sorted(settings, key=lambda c: c.title != "cache"),

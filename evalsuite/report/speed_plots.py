@@ -20,7 +20,7 @@ SPEED = "decode speed of one sequence [tokens/s]"
 
 
 def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
-    """Decode speed against cache size, a line for each device, mode and concurrency, with its bound.
+    """Decode speed against cache size, a line for each mode, concurrency and kind of cache, with its bound.
 
     Args:
         rows: of one model, with at least two cache sizes; no cache counts as one.
@@ -134,7 +134,18 @@ def _line_name(row: Row, rows: Sequence[Row]) -> str:
         parts.append(f"concurrency {row.spec.workload.concurrency}")
     if len({r.spec.serving.tensor_parallel_size for r in rows}) > 1:
         parts.append(f"tensor parallel {row.spec.serving.tensor_parallel_size}")
-    return ", ".join(parts)
+    return ", ".join((*parts, *_cache_words(row, rows)))
+
+
+def _cache_words(row: Row, rows: Sequence[Row]) -> list[str]:
+    """Policy, store and routing of a cached cell, where they are not the same in all."""
+    serving, given = row.spec.serving, [r.spec.serving for r in rows if r.cached]
+    words = [
+        (row.routing, {s.moe_routing for s in given}),
+        (f"{serving.moe_expert_store} store", {s.moe_expert_store for s in given}),
+        (serving.moe_expert_cache_policy, {s.moe_expert_cache_policy for s in given}),
+    ]
+    return [word for word, values in words if len(values) > 1]
 
 
 def _on_one_device(rows: Sequence[Row]) -> str:

@@ -271,7 +271,8 @@ def _order(row: Row) -> tuple[object, ...]:
     serving = row.spec.serving
     return (
         row.model, row.device, serving.tensor_parallel_size, serving.moe_expert_cache_size or 1 << 30,
-        row.mode, row.spec.workload.concurrency, serving.gpus,
+        row.mode, serving.moe_routing, serving.moe_expert_store, serving.moe_expert_cache_policy,
+        row.spec.workload.concurrency, serving.gpus,
     )  # fmt: skip
 
 

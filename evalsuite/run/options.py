@@ -232,7 +232,10 @@ class FootprintOptions(CacheOptions):
     enforce_eager: bool = False
     gpus: Gpus = ()
     tensor_parallel_size: PositiveInt = 1
+    moe_routing: Routing = "model"
     max_model_len: PositiveInt | None = None
+    max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     corpus: str | None = None
     tokenizer: str | None = None
@@ -252,8 +255,9 @@ class FootprintOptions(CacheOptions):
             tensor_parallel_size=self.tensor_parallel_size, load_format=self.load_format,
             enforce_eager=self.enforce_eager, moe_expert_cache_size=self.moe_expert_cache_size,
             moe_expert_cache_policy=self.moe_expert_cache_policy, moe_expert_store=self.moe_expert_store,
-            max_model_len=self.max_model_len, gpu_memory_utilization=self.gpu_memory_utilization,
-            trust_remote_code=self.trust_remote_code,
+            moe_routing=self.moe_routing, max_model_len=self.max_model_len, max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            gpu_memory_utilization=self.gpu_memory_utilization, trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
         workload = Workload(
             corpus=self.corpus or prompt_corpus(self.load_format, model), tokenizer=self.tokenizer,
@@ -347,7 +351,9 @@ def asked(kind: type[Options], values: Mapping[str, Any]) -> Options:
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{flag}: {first['msg']}.", todo="see --help for its range.") from error
+        raise UsageError(
+            f"{flag}: {first['msg'].removeprefix('Value error, ')}.", todo="see --help for its range."
+        ) from error
 
 
 def default_corpus(model: str | None, *others: str | None) -> str:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from evalsuite.core.protocol import protocol
-from evalsuite.core.spec import CompareSpec, PerplexitySpec, QuantizeSpec, canonical_json, spec_hash
+from evalsuite.core.spec import CompareSpec, PerplexitySpec, QuantizeSpec, Serving, canonical_json, spec_hash
 
 SPEC = PerplexitySpec(model="demo", corpus="builtin", protocol=protocol("card-1155"))
 
@@ -94,6 +94,21 @@ def test_what_is_misspelt_or_out_of_range_is_refused(change: dict[str, object]):
     with pytest.raises(ValidationError) as caught:
         PerplexitySpec.model_validate(SPEC.model_dump() | change)
     assert next(iter(change)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("model", "model"), ("uniform_random", "uniform_random"), ("zipf:1.0", "zipf:1"), ("zipf:0.25", "zipf:0.25")]
+)  # fmt: skip
+def test_a_routing_has_one_name(given: str, kept: str):
+    assert Serving(moe_routing=given).moe_routing == kept
+
+
+@pytest.mark.parametrize(
+    "given", ["zipf", "zipf:", "zipf:0", "zipf:-1", "zipf:nan", "zipf:9", "uniform", "Zipf:1"]
+)
+def test_an_unknown_routing_is_refused_with_those_that_there_are(given: str):
+    with pytest.raises(ValidationError, match="model, uniform_random and zipf:S, such as zipf:1"):
+        Serving(moe_routing=given)
 
 
 def test_a_spec_cannot_be_changed():

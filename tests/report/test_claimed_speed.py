@@ -72,6 +72,25 @@ def test_claims_stand_beside_the_cells_of_their_cache_size_and_mode(claims, tmp_
     assert (resident[eager], resident[graphs]) == ("9.0 ± 1.0", "200.0 ± 1.0")
 
 
+def test_a_skewed_draw_and_a_store_on_disk_are_not_what_a_claim_is_held_against(claims, tmp_path):
+    def cell(decode, stamp, **changes):
+        found = speed_record("m", decode, size=8, stamp=stamp)
+        spec = found.spec | {"serving": found.spec["serving"] | changes}
+        return found.model_copy(
+            update={"spec": spec, "spec_hash": f"{found.spec_hash}{len(changes)}{changes}"}
+        )
+
+    results = store(
+        tmp_path / "results",
+        cell(60.0, "20261101T000001Z"),
+        cell(90.0, "20261101T000002Z", moe_routing="zipf:1"),
+        cell(30.0, "20261101T000003Z", moe_expert_store="disk"),
+    )
+    table = claimed_speed_table(claims(claim("eight", 37.4, 8)), one_sequence(load_runs(results)[0]))
+    ((_, _, measured),) = table.cells()
+    assert measured.startswith("60")
+
+
 def test_where_a_card_names_several_gpus_each_number_has_its_own(claims, tmp_path):
     found = claims(claim("a", 30.0, "all"), claim("b", 15.0, "all", gpu="RTX 3090"))
     results = store(tmp_path / "results", speed_record("m", 200.0))

@@ -101,8 +101,8 @@ def test_a_footprint_is_read_back(read):
         model="m",
         serving=Serving(
             engine="vllm", dtype="bfloat16", gpus=(1, 0), tensor_parallel_size=2, load_format="dummy",
-            enforce_eager=True, moe_expert_cache_size=8, moe_expert_store="disk", max_model_len=4096,
-            gpu_memory_utilization=0.5,
+            enforce_eager=True, moe_expert_cache_size=8, moe_expert_store="disk", moe_routing="zipf:1.5",
+            max_model_len=4096, max_num_seqs=4, max_num_batched_tokens=2048, gpu_memory_utilization=0.5,
         ),
         workload=Workload(corpus="builtin", input_len=9, output_len=3, concurrency=2, repeats=1, warmups=0, timeout_s=60),
         idle_s=0.5,

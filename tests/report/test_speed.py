@@ -81,7 +81,12 @@ def test_settings_that_do_not_vary_are_in_the_caption():
     assert titles[0] == "cache"
     assert "mode" not in titles
     assert column(table, "cache") == ["all", "8"]
-    for said in ("m, eager, on H100, concurrency 1", "512 prompt tokens", "128 output tokens", "3 repeats"):
+    for said in (
+        "m, eager, policy lru, store pinned, on H100, concurrency 1",
+        "512 prompt tokens",
+        "128 output tokens",
+        "3 repeats",
+    ):
         assert said in table.caption
 
 
@@ -216,6 +221,33 @@ def test_the_gpu_s_number_and_repeats_are_columns_only_to_tell_rows_apart():
     assert "3 or 5 repeats" in told.caption
     same = speed_table([on(0, 3, size=8), on(1, 3, size=8)])
     assert column(same, "GPU") == ["0", "1"]
+
+
+def with_serving(found, **changes):
+    spec = found.record.spec | {"serving": found.record.spec["serving"] | changes}
+    return replace(found, record=found.record.model_copy(update={"spec": spec}))
+
+
+def test_kinds_of_cache_and_routing_are_told_apart(tmp_path):
+    pinned, disk = row(60.0, size=8), with_serving(row(30.0, size=8), moe_expert_store="disk")
+    skewed = with_serving(row(80.0, size=8), moe_routing="zipf:1")
+    table = speed_table([row(), pinned, disk, skewed])
+    assert column(table, "store") == ["—", "pinned", "disk", "pinned"]
+    assert column(table, "routing") == ["by the model"] * 3 + ["Zipf 1"]
+    assert "policy lru" in table.caption
+    alone = speed_table([skewed])
+    assert "experts drawn by Zipf's law with exponent 1" in alone.caption
+    assert "store" not in [c.title for c in alone.columns]
+    ordered = sorted([disk, skewed, pinned, row()], key=speed_order)
+    assert ordered == [disk, pinned, row(), skewed]
+    more = [
+        with_serving(row(90.0, size=64), **kind)
+        for kind in ({}, {"moe_expert_store": "disk"}, {"moe_routing": "zipf:1"})
+    ]
+    cache_curves([pinned, disk, skewed, *more], "c", tmp_path / "curves")
+    labels = (tmp_path / "curves.svg").read_text()
+    for name in ("pinned store", "disk store", "Zipf 1"):
+        assert name in labels
 
 
 def test_cells_are_sorted_by_cache_size_with_every_expert_last():
