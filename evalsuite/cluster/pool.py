@@ -1,67 +1,31 @@
 """Workers on a Ray cluster: Ray places them, starts them and says when they are gone.
 
-A node is looked at first, by one task that also fetches the model there. Then it gets as many actors as it
-has room for, each with GPUs of its own, in a placement group where several GPUs share a model. Nodes that
-come late are taken in, workers that die are replaced. Answers arrive by callback in one inbox, so that
-waiting costs the same for one worker and for a thousand.
+A node that may take part gets as many actors as it has room for, each with GPUs of its own, in a placement
+group where several GPUs share a model. Workers that die are replaced.
 """
 
-import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from evalsuite.cluster.admission import Admission
 from evalsuite.cluster.blocks import Block
 from evalsuite.cluster.dispatch import Event, Failed, Joined, Left, Scored
-from evalsuite.cluster.nodes import ID_LABEL, Demand, Node, choose, read_node, refusal
-from evalsuite.cluster.scorer import Closing, NodeReport, Opened, ScoringWorker, report_node
-from evalsuite.core.errors import EngineDied, EvalError, TimedOut, UsageError, first_line
-from evalsuite.core.record import Machine
-from evalsuite.core.spec import PerplexitySpec
+from evalsuite.cluster.inbox import Inbox, reason_of
+from evalsuite.cluster.nodes import ID_LABEL, Node, only_on
+from evalsuite.cluster.order import Order, Watcher
+from evalsuite.cluster.scorer import Closing, Opened, ScoringWorker
+from evalsuite.core.errors import EngineDied, EvalError, TimedOut, UsageError
 
 LOOK_S = 2.0  # how often new nodes are looked for
 CLOSE_S = 30.0
 HEAD_S = 300.0  # an output head has gigabytes; a worker that stopped answering never sends it
 WAIT_S = 10.0  # a worker that has not started for so long is said to wait
 EMPTY_S = 120.0  # how long a cluster may be without a worker that is loading or loaded
-MOST_DEATHS = 3  # of a node's workers, one after the other, before it is given up
-
-
-class Watcher(Protocol):
-    """Whoever is told what happens to the workers."""
-
-    def phase(self, text: str) -> None: ...
-    def workers(self, count: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Order:
-    """What every worker of a run is to do.
-
-    Attributes:
-        spec: of the run; its model is named so that it means the same in any folder.
-        fingerprint: of the weights that the driver found.
-        threads: of torch on the CPU.
-        driver: whose library versions every node must have.
-        workers: at most so many; None takes what the cluster has.
-    """
-
-    spec: PerplexitySpec
-    ids: NDArray[np.int64] = field(repr=False)
-    window_bos: int | None
-    fingerprint: str
-    threads: int
-    driver: Machine
-    demand: Demand
-    gpu_kind: str | None = None
-    workers: int | None = None
 
 
 @dataclass
@@ -85,9 +49,8 @@ class RayPool:
         look_s, empty_s, wait_s: as the constants above.
 
     Attributes:
-        machines: of every node that takes part or took part, by its number.
+        admission: which nodes may have workers.
         opened: of every worker that ever was ready, by its name, with its node.
-        refused: why nodes and workers were kept out, for the record.
     """
 
     def __init__(
@@ -103,12 +66,8 @@ class RayPool:
         self._ray, self._order, self._watcher = ray, order, watcher
         self._look_s, self._empty_s, self._wait_s = look_s, empty_s, wait_s
         self._ids: Any = ray.put(order.ids)
-        self._inbox: queue.SimpleQueue[tuple[Callable[..., Iterable[Event]], tuple[Any, ...], Future[Any]]]
-        self._inbox = queue.SimpleQueue()
-        self._nodes: dict[str, Node] = {}
-        self._probing: set[str] = set()
-        self._deaths: dict[str, int] = {}
-        self._admitted: set[str] = set()
+        self._inbox = Inbox()
+        self.admission = Admission(ray, order, watcher, self._inbox, lambda node: self._fill([node]))
         self._loading: set[str] = set()  # nodes on which a worker has started
         self._late = 0  # workers that were said to wait
         self._error: EvalError | None = None
@@ -116,9 +75,7 @@ class RayPool:
         self._named = 0
         self._looked_s = -1e9
         self._alive_s = time.monotonic()
-        self.machines: dict[int, Machine] = {}
         self.opened: dict[str, tuple[Node, Opened]] = {}
-        self.refused: list[str] = []
 
     def now_s(self) -> float:
         return time.monotonic()
@@ -129,34 +86,11 @@ class RayPool:
         Raises:
             EvalError: what it failed with, or what keeps every node out.
         """
-        choose(self._list(), self._order.demand, self._order.gpu_kind)
+        self.admission.require_fitting()
         while True:
             joined = [event.worker for event in self.events() if isinstance(event, Joined)]
             if joined:
                 return joined, self.opened[joined[0]][1]
-
-    def _list(self) -> list[Node]:
-        """All nodes that are alive; new ones get the next numbers."""
-        alive = [found for found in self._ray.nodes() if found["Alive"]]
-        for found in alive:
-            if found["NodeID"] not in self._nodes:
-                self._nodes[found["NodeID"]] = read_node(len(self._nodes) + 1, found)
-        return [self._nodes[found["NodeID"]] for found in alive]
-
-    def _look(self) -> None:
-        """Send a task to every node that was not seen before and that has room."""
-        self._looked_s = self.now_s()
-        for node in self._list():
-            fits = self._order.demand.places(node) and node.is_of(self._order.gpu_kind)
-            if node.id in self._deaths or not fits:
-                continue
-            self._deaths[node.id] = 0
-            self._probing.add(node.id)
-            task = self._ray.remote(report_node).options(
-                num_cpus=0, max_retries=0, scheduling_strategy=self._on(node)
-            )
-            self._await(task.remote(self._order.spec.model), self._reported, node)
-        self._say_who_waits()
 
     def _say_who_waits(self) -> None:
         """Ray starts a worker as soon as its node has room, and says nothing until then."""
@@ -176,74 +110,39 @@ class RayPool:
             )
         self._late = late
 
-    def _on(self, node: Node) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        return NodeAffinitySchedulingStrategy(node.id, soft=False)
-
-    def _await(self, ref: Any, then: Callable[..., Iterable[Event]], *what: Any) -> None:
-        ref.future().add_done_callback(lambda future: self._inbox.put((then, what, future)))
-
     def events(self) -> Sequence[Event]:
         """See `evalsuite.cluster.dispatch.Pool`."""
         if self.now_s() - self._looked_s >= self._look_s:
-            self._look()
-        answers: list[Any] = []
-        with suppress(queue.Empty):
-            answers.append(self._inbox.get(timeout=min(self._look_s, 1.0)))
-            while True:
-                answers.append(self._inbox.get_nowait())
-        found = [event for then, what, future in answers for event in then(*what, future)]
+            self._looked_s = self.now_s()
+            self.admission.look()
+            self._say_who_waits()
+        found = self._inbox.read(min(self._look_s, 1.0))
         self._require_somebody()
         return found
 
     def _require_somebody(self) -> None:
-        if self._members or self._probing:
+        if self._members or self.admission.undecided:
             self._alive_s = self.now_s()
         elif not self.opened and self._error is not None:
             raise self._error
-        elif not self.opened and self.refused:
+        elif not self.opened and self.admission.refused:
             raise UsageError(
                 "No node of the cluster may take part.",
-                cause="; ".join(self.refused) + ".",
+                cause="; ".join(self.admission.refused) + ".",
                 todo="install the driver's versions there, or run the command without --cluster.",
             )
         elif self.now_s() - self._alive_s > self._empty_s:
             raise EngineDied(
                 f"No worker is left, and for {self._empty_s:.0f} s none has come.",
-                cause="; ".join(self.refused),
+                cause="; ".join(self.admission.refused),
                 todo="start nodes and run the same command again; what is scored is kept.",
             )
-
-    def _reported(self, node: Node, future: Future[Any]) -> Iterable[Event]:
-        """A node has been looked at."""
-        self._probing.discard(node.id)
-        order = self._order
-        try:
-            report: NodeReport = future.result()
-        except self._ray.exceptions.RayError as error:
-            self._refuse(node, f"hlwq-eval cannot run there: {_reason(error)}")
-            return ()
-        reason = refusal(order.driver, report.machine, report.fingerprint, order.fingerprint)
-        if reason is not None:
-            self._refuse(node, reason)
-            return ()
-        self.machines[node.number] = report.machine
-        self._admitted.add(node.id)
-        self._fill([node])
-        return ()
-
-    def _refuse(self, node: Node, reason: str) -> None:
-        self.refused.append(f"node {node.number} was refused: {reason}")
-        self._watcher.phase(f"{node.name} is refused: {reason}")
 
     def _fill(self, nodes: Iterable[Node]) -> None:
         """Start workers on these nodes where there is room, as many as the run may have."""
         order, most = self._order, self._order.workers
         on_node = Counter(member.node.id for member in self._members.values())
         for node in nodes:
-            if node.id not in self._admitted:
-                continue
             for _ in range(order.demand.places(node) - on_node[node.id]):
                 if most is not None and len(self._members) >= most:
                     return
@@ -253,7 +152,7 @@ class RayPool:
         order = self._order
         self._named += 1
         name = f"worker {self._named} on node {node.number}"
-        strategy, group = self._on(node), None
+        strategy, group = only_on(node), None
         if order.demand.gpus > 1:
             strategy, group = self._reserve(node)
         actor = (
@@ -268,8 +167,10 @@ class RayPool:
             .remote(order.spec, order.threads)
         )
         self._members[name] = Member(name, node, actor, group, self.now_s())
-        self._await(actor.__ray_ready__.remote(), self._started, name)
-        self._await(actor.open.remote(self._ids, order.window_bos, order.fingerprint), self._opened, name)
+        self._inbox.expect(actor.__ray_ready__.remote(), self._started, name)
+        self._inbox.expect(
+            actor.open.remote(self._ids, order.window_bos, order.fingerprint), self._opened, name
+        )
 
     def _reserve(self, node: Node) -> tuple[Any, Any]:
         """The GPUs of a tensor-parallel engine, all of one node, kept for it."""
@@ -293,7 +194,7 @@ class RayPool:
         node = member.node
         if node.id not in self._loading:
             self._loading.add(node.id)
-            machine = self.machines[node.number]
+            machine = self.admission.machines[node.number]
             gpus = f", {machine.gpus[0].name}" if machine.gpus else ""
             self._watcher.phase(f"{node.name}: {machine.cpu}{gpus}: loading")
         return ()
@@ -303,20 +204,22 @@ class RayPool:
         try:
             opened: Opened | EvalError = future.result()
         except self._ray.exceptions.RayError as error:
-            return self._lost(member, _reason(error))
-        reason = opened.what if isinstance(opened, EvalError) else self._unlike(opened)
-        if reason is not None or isinstance(opened, EvalError):
-            self._error = opened if isinstance(opened, EvalError) else self._error
-            self._drop(member)
-            self._admitted.discard(member.node.id)  # its other workers would fare no better
-            self.refused.append(f"{name} was refused: {reason}")
-            self._watcher.phase(f"{name} ({member.node.address}) is refused: {reason}")
-            self._fill(self._list())  # others may take its place
-            return ()
+            return self._lost(member, reason_of(error))
+        if isinstance(opened, EvalError):
+            self._error = opened
+            return self._unfit(member, opened.what)
+        if (reason := self._unlike(opened)) is not None:
+            return self._unfit(member, reason)
         member.opened = opened
         self.opened[name] = member.node, opened
         self._count()
         return (Joined(name),)
+
+    def _unfit(self, member: Member, reason: str) -> Iterable[Event]:
+        self._drop(member)
+        self.admission.refuse_worker(member.name, member.node, reason)
+        self._fill(self.admission.nodes())  # others may take its place
+        return ()
 
     def _unlike(self, opened: Opened) -> str | None:
         """How a worker computes otherwise than the first one."""
@@ -335,32 +238,28 @@ class RayPool:
     def submit(self, worker: str, block: Block) -> None:
         """See `evalsuite.cluster.dispatch.Pool`."""
         member = self._members[worker]
-        self._await(member.actor.score.remote(block), self._scored, worker, block)
+        self._inbox.expect(member.actor.score.remote(block), self._scored, worker, block)
 
     def _scored(self, name: str, block: Block, future: Future[Any]) -> Iterable[Event]:
         member = self._members[name]
         try:
             found = future.result()
         except self._ray.exceptions.RayError as error:
-            return self._lost(member, _reason(error))
+            return self._lost(member, reason_of(error))
         if isinstance(found, EngineDied | TimedOut):
             return self._lost(member, found.what)
         if isinstance(found, EvalError):
             return (Failed(name, block, found),)
-        self._deaths[member.node.id] = 0
+        self.admission.worked(member.node)
         return (Scored(name, block, found),)
 
     def _lost(self, member: Member, reason: str) -> Iterable[Event]:
         """A worker is gone; another takes its place while its node can be trusted."""
         self._drop(member)
         self._count()
-        node = member.node
-        self._deaths[node.id] += 1
         self._watcher.phase(f"{member.name} is gone: {reason}")
-        if self._deaths[node.id] >= MOST_DEATHS and node.id in self._admitted:
-            self._admitted.discard(node.id)
-            self._refuse(node, f"{MOST_DEATHS} of its workers died one after the other: {reason}")
-        self._fill(self._list())
+        self.admission.died(member.node, reason)
+        self._fill(self.admission.nodes())
         return (Left(member.name, reason),) if member.opened else ()
 
     def _drop(self, member: Member) -> None:
@@ -409,10 +308,3 @@ class RayPool:
         """End every worker at once."""
         for member in list(self._members.values()):
             self._drop(member)
-
-
-def _reason(error: BaseException) -> str:
-    """Ray's errors say what happened in their first line and why in a later one."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    why = next((line for line in lines if line.startswith(("The actor is dead", "The actor died be"))), None)
-    return (why or first_line(error)).partition(". ")[0].rstrip(".")

@@ -9,7 +9,8 @@ import pytest
 from cluster.conftest import Watcher, small_spec
 from evalsuite.cluster.dispatch import Joined
 from evalsuite.cluster.nodes import Demand
-from evalsuite.cluster.pool import Order, RayPool
+from evalsuite.cluster.order import Order
+from evalsuite.cluster.pool import RayPool
 from evalsuite.cluster.scorer import NodeReport, Opened, report_node
 from evalsuite.core.errors import EngineDied, ModelError
 from evalsuite.engines.scorers import ScorerChoice
@@ -111,14 +112,14 @@ def test_a_worker_that_cannot_load_makes_room_for_one_on_another_node():
     )
     joined, _ = made.first()
     assert joined == ["worker 2 on node 2"]
-    assert made.refused == ["worker 1 on node 1 was refused: It is broken."]
+    assert made.admission.refused == ["worker 1 on node 1 was refused: It is broken."]
 
 
 def test_where_no_worker_can_load_every_node_is_tried_and_the_reason_is_raised():
     made, _ = pool(ScriptedRay("ab", lambda node: ModelError(f"{node} is broken.")), workers=1)
     with pytest.raises(ModelError, match="is broken"):
         made.first()
-    assert len(made.refused) == 2
+    assert len(made.admission.refused) == 2
 
 
 def test_who_waits_for_others_says_so_once_and_is_not_said_to_load():
