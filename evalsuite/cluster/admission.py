@@ -53,8 +53,9 @@ class Admission:
         choose(self._alive(), self._order.demand, self._order.gpu_kind)
 
     def nodes(self) -> list[Node]:
-        """Those that are alive and may take part."""
-        return [node for node in self._alive() if node.id in self._admitted]
+        """Those that are alive and may take part; who has cost the fewest workers of late is first."""
+        admitted = [node for node in self._alive() if node.id in self._admitted]
+        return sorted(admitted, key=lambda node: self._deaths[node.id])
 
     def _alive(self) -> list[Node]:
         """All nodes that are alive; new ones get the next numbers."""

@@ -54,6 +54,10 @@ class ClusterProgress(Progress, Protocol):
         """So many workers are ready."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Somebody should look at this."""
+        ...
+
 
 def run_perplexity_on(
     choice: ClusterChoice,

@@ -1,44 +1,36 @@
 """Workers on a Ray cluster: Ray places them, starts them and says when they are gone.
 
-A node that may take part gets as many actors as it has room for, each with GPUs of its own, in a placement
-group where several GPUs share a model. Workers that die are replaced.
+A node that may take part gets as many of them as it has room for. Workers that die are replaced, and so are
+those that the driver takes to be stuck.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from evalsuite.cluster.admission import Admission
 from evalsuite.cluster.blocks import Block
 from evalsuite.cluster.dispatch import Event, Failed, Joined, Left, Scored
 from evalsuite.cluster.inbox import Inbox, reason_of
-from evalsuite.cluster.nodes import ID_LABEL, Node, only_on
+from evalsuite.cluster.member import Member, names, start_member
+from evalsuite.cluster.nodes import Node
 from evalsuite.cluster.order import Order, Watcher
-from evalsuite.cluster.scorer import Closing, Opened, ScoringWorker
+from evalsuite.cluster.scorer import Closing, Opened
 from evalsuite.core.errors import EngineDied, EvalError, TimedOut, UsageError
+from evalsuite.core.units import duration
 
 LOOK_S = 2.0  # how often new nodes are looked for
 CLOSE_S = 30.0
 HEAD_S = 300.0  # an output head has gigabytes; a worker that stopped answering never sends it
 WAIT_S = 10.0  # a worker that has not started for so long is said to wait
+LOAD_S, SLOW_LOAD = 900.0, 10.0  # one that loads for so long, and so many times longer than others, is named
+AWAY_S = 10.0  # no turn counts as more: whoever does not listen has not waited
 EMPTY_S = 120.0  # how long a cluster may be without a worker that is loading or loaded
 
-
-@dataclass
-class Member:
-    """A worker, loading or loaded."""
-
-    name: str
-    node: Node
-    actor: Any
-    group: Any
-    asked_s: float  # when Ray was asked for it
-    started: bool = False
-    opened: Opened | None = None
+LEAVE = "Ctrl-C ends the run, and the same command goes on from what is written."
 
 
 class RayPool:
@@ -47,6 +39,7 @@ class RayPool:
     Args:
         ray: the module, connected.
         look_s, empty_s, wait_s: as the constants above.
+        clock: seconds.
 
     Attributes:
         admission: which nodes may have workers.
@@ -62,6 +55,7 @@ class RayPool:
         look_s: float = LOOK_S,
         empty_s: float = EMPTY_S,
         wait_s: float = WAIT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ray, self._order, self._watcher = ray, order, watcher
         self._look_s, self._empty_s, self._wait_s = look_s, empty_s, wait_s
@@ -74,11 +68,16 @@ class RayPool:
         self._members: dict[str, Member] = {}
         self._named = 0
         self._looked_s = -1e9
-        self._alive_s = time.monotonic()
+        self._clock, self._asked_s, self._now_s = clock, clock(), 0.0
+        self._alive_s = 0.0
         self.opened: dict[str, tuple[Node, Opened]] = {}
 
     def now_s(self) -> float:
-        return time.monotonic()
+        """Seconds in which this process listened: one that was stopped for an hour has not waited an hour."""
+        at_s = self._clock()
+        self._now_s += min(at_s - self._asked_s, AWAY_S)
+        self._asked_s = at_s
+        return self._now_s
 
     def first(self) -> tuple[list[str], Opened]:
         """Wait for a worker; returns all that came at once, and what the first of them loaded.
@@ -95,7 +94,7 @@ class RayPool:
     def _say_who_waits(self) -> None:
         """Ray starts a worker as soon as its node has room, and says nothing until then."""
         end_s = self.now_s() - self._wait_s
-        late = sum(not member.started and member.asked_s <= end_s for member in self._members.values())
+        late = sum(m.started_s is None and m.asked_s <= end_s for m in self._members.values())
         if late > self._late:
             free: dict[str, float] = self._ray.available_resources()
             demand = self._order.demand
@@ -110,12 +109,24 @@ class RayPool:
             )
         self._late = late
 
+    def _say_who_loads_for_long(self) -> None:
+        """Such a worker may be stuck, or its disk slow; nobody can tell from here."""
+        slowest_s = max((opened.load_s for _, opened in self.opened.values()), default=0.0)
+        after_s = max(LOAD_S, SLOW_LOAD * slowest_s)
+        now_s = self.now_s()
+        late = [m for m in self._members.values() if m.loads_s(now_s) >= after_s and not m.said]
+        for member in late:
+            member.said = True
+        if late:
+            self._watcher.warn(f"Still loading the model after {duration(after_s)}: {names(late)}. {LEAVE}")
+
     def events(self) -> Sequence[Event]:
         """See `evalsuite.cluster.dispatch.Pool`."""
         if self.now_s() - self._looked_s >= self._look_s:
             self._looked_s = self.now_s()
             self.admission.look()
             self._say_who_waits()
+            self._say_who_loads_for_long()
         found = self._inbox.read(min(self._look_s, 1.0))
         self._require_somebody()
         return found
@@ -149,48 +160,20 @@ class RayPool:
                 self._start(node)
 
     def _start(self, node: Node) -> None:
-        order = self._order
         self._named += 1
         name = f"worker {self._named} on node {node.number}"
-        strategy, group = only_on(node), None
-        if order.demand.gpus > 1:
-            strategy, group = self._reserve(node)
-        actor = (
-            self._ray.remote(ScoringWorker)
-            .options(
-                num_cpus=order.demand.cpus,
-                num_gpus=order.demand.gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=strategy,
-            )
-            .remote(order.spec, order.threads)
-        )
-        self._members[name] = Member(name, node, actor, group, self.now_s())
-        self._inbox.expect(actor.__ray_ready__.remote(), self._started, name)
-        self._inbox.expect(
-            actor.open.remote(self._ids, order.window_bos, order.fingerprint), self._opened, name
-        )
-
-    def _reserve(self, node: Node) -> tuple[Any, Any]:
-        """The GPUs of a tensor-parallel engine, all of one node, kept for it."""
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        demand = self._order.demand
-        group = placement_group(
-            [{"CPU": demand.cpus, "GPU": float(demand.gpus)}],
-            strategy="STRICT_PACK",
-            bundle_label_selector=[{ID_LABEL: node.id}],
-        )
-        return PlacementGroupSchedulingStrategy(group, 0), group
+        member = start_member(self._ray, self._order, name, node, self.now_s())
+        self._members[name] = member
+        self._inbox.expect(member.actor.__ray_ready__.remote(), self._started, name)
+        opening = member.actor.open.remote(self._ids, self._order.window_bos, self._order.fingerprint)
+        self._inbox.expect(opening, self._opened, name)
 
     def _started(self, name: str, future: Future[Any]) -> Iterable[Event]:
         """Ray has given a worker its place; where it never does, `open` says why."""
         member = self._members.get(name)
         if member is None or future.exception() is not None:
             return ()
-        member.started = True
+        member.started_s = self.now_s()
         node = member.node
         if node.id not in self._loading:
             self._loading.add(node.id)
@@ -200,7 +183,9 @@ class RayPool:
         return ()
 
     def _opened(self, name: str, future: Future[Any]) -> Iterable[Event]:
-        member = self._members[name]
+        member = self._members.get(name)
+        if member is None:
+            return ()
         try:
             opened: Opened | EvalError = future.result()
         except self._ray.exceptions.RayError as error:
@@ -241,7 +226,9 @@ class RayPool:
         self._inbox.expect(member.actor.score.remote(block), self._scored, worker, block)
 
     def _scored(self, name: str, block: Block, future: Future[Any]) -> Iterable[Event]:
-        member = self._members[name]
+        member = self._members.get(name)
+        if member is None:  # it was replaced, and its block is another's
+            return ()
         try:
             found = future.result()
         except self._ray.exceptions.RayError as error:
@@ -252,6 +239,22 @@ class RayPool:
             return (Failed(name, block, found),)
         self.admission.worked(member.node)
         return (Scored(name, block, found),)
+
+    def silent(self, workers: Sequence[str], silent_s: float, stuck_after_s: float | None) -> None:
+        """See `evalsuite.cluster.dispatch.Pool`."""
+        then = (
+            "No block has come back yet, so slow cannot be told from stuck, and they are left to work."
+            if stuck_after_s is None
+            else f"A worker that has one for {duration(stuck_after_s)} is ended, and another takes its place."
+        )
+        self._watcher.warn(
+            f"No worker has answered for {duration(silent_s)}. Blocks are with "
+            f"{names([self._members[name] for name in workers])}. {then} {LEAVE}"
+        )
+
+    def replace(self, worker: str, reason: str) -> None:
+        """See `evalsuite.cluster.dispatch.Pool`."""
+        self._lost(self._members[worker], reason)
 
     def _lost(self, member: Member, reason: str) -> Iterable[Event]:
         """A worker is gone; another takes its place while its node can be trusted."""
@@ -264,11 +267,7 @@ class RayPool:
 
     def _drop(self, member: Member) -> None:
         self._members.pop(member.name, None)
-        self._ray.kill(member.actor, no_restart=True)
-        if member.group is not None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(member.group)
+        member.end(self._ray)
 
     def _count(self) -> None:
         self._watcher.workers(sum(member.opened is not None for member in self._members.values()))
