@@ -34,6 +34,17 @@ def test_dtype_and_storage():
     }
 
 
+def test_checkpoints_of_one_name_are_told_apart_by_their_places():
+    def there(run_id: str, place: str, **changes: object) -> Record:
+        return run(run_id, spec={**speed_record().spec, "model": place}, **changes)
+
+    assert names_apart([there("a", "./a/m"), there("b", "./b/m"), there("c", "./c/m", engaged={})]) == {
+        "a": "m (vllm, ./a/m)",
+        "b": "m (vllm, ./b/m)",
+        "c": "m (torch)",
+    }
+
+
 def test_two_requests_of_one_second():
     found = words_apart([run("a", spec_hash="1"), run("b", spec_hash="2")], lambda record: "n")
     assert found == {"a": ("request 1",), "b": ("request 2",)}
