@@ -69,3 +69,16 @@ def names_apart(records: Sequence[Record], title: Trait = model_of) -> dict[str,
         record.run_id: model_of(record) + (f" ({', '.join(said)})" if (said := words[record.run_id]) else "")
         for record in records
     }
+
+
+def checkpoint_names(records: Sequence[Record]) -> dict[str, str]:
+    """Run id → the model as tables name it, and where it lies where several checkpoints have its name.
+
+    For tables whose other columns say what else varies.
+    """
+    found: dict[str, str] = {}
+    for alike in grouped(records, model_of):
+        several = len({record.model.fingerprint if record.model else "" for record in alike}) > 1
+        several = several and len(set(map(_asked, alike))) > 1
+        found |= {r.run_id: f"{model_of(r)} ({_asked(r)})" if several else model_of(r) for r in alike}
+    return found
