@@ -48,7 +48,8 @@ def trace(
 ) -> None:
     """Which experts each token of MODEL chose in each layer, while reading and writing real text."""
     from evalsuite.cli.cache_run import make_trace
-    from evalsuite.run.options import TraceOptions, asked
+    from evalsuite.run.cache_options import TraceOptions
+    from evalsuite.run.options import asked
 
     options = asked(
         TraceOptions,
@@ -93,7 +94,8 @@ def simulate(
 ) -> None:
     """Hit rates and bytes moved at every size under every policy, and what they mean for a GPU."""
     from evalsuite.cli.cache_run import run_simulation
-    from evalsuite.run.options import SimulationOptions, asked
+    from evalsuite.run.cache_options import SimulationOptions
+    from evalsuite.run.options import asked
 
     options = asked(
         SimulationOptions,

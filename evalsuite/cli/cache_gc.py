@@ -11,7 +11,8 @@ from evalsuite.cli.show import Screen
 from evalsuite.core.errors import ModelError
 from evalsuite.core.units import si_bytes
 from evalsuite.data.models import Checkpoint
-from evalsuite.experts.files import Entry, Header, cache_folder, entries, in_use, remove
+from evalsuite.experts.files import Entry, cache_folder, entries, in_use, remove
+from evalsuite.experts.header import Header
 from evalsuite.report.tables import Column, Table
 
 

@@ -17,8 +17,8 @@ from evalsuite.experts.trace import Trace, TraceFacts, load_trace
 from evalsuite.report.cache import gpu_table, hit_rate_table, layer_table, trace_table
 from evalsuite.report.cache_plots import SpeedCurve, expert_use, hit_rates, predicted_speeds
 from evalsuite.report.tables import Table
+from evalsuite.run.cache_options import SimulationOptions
 from evalsuite.run.cache_prediction import PredictionRequest, Target, find_target, predictions
-from evalsuite.run.options import SimulationOptions
 from evalsuite.run.trace import TRACE_FILE, TraceRequest, run_trace
 from evalsuite.store.derived import AGAIN, write_derived
 from evalsuite.store.folder import storage_errors

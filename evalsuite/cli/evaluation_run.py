@@ -211,7 +211,7 @@ class Job:
         if self.cluster is None:
             machine = read_machine()
             return Place(machine, None), count_visible(len(machine.gpus))
-        from evalsuite.cluster.speed import survey
+        from evalsuite.cluster.benches import survey
 
         machine, gpu_count = survey(self.cluster, LiveSweep(screen))
         return Place(machine, self.cluster), gpu_count

@@ -63,7 +63,7 @@ def show_difference(
             )
     if found.changes:
         shown = telling(found.changes, limits)
-        for table in changes_tables(shown, limits):
+        for table in changes_tables(shown, limits, found.names):
             screen.table(table)
         pairs, told = len(by_pair(found.changes)), len(by_pair(shown))
         screen.note(
@@ -74,7 +74,7 @@ def show_difference(
     else:
         screen.note("No run of one folder can be compared with a run of the other.")
     if found.unmatched:
-        screen.table(unmatched_table(found.unmatched))
+        screen.table(unmatched_table(found.unmatched, found.names))
     failures = found.failures(limits)
     if limits:
         failures += (f"no limit can be checked for a run that was {warning}" for warning in skipped_new)
@@ -104,8 +104,8 @@ def write_difference(
     with storage_errors(out, AGAIN):
         out.mkdir(parents=True, exist_ok=True)
     tables = [
-        *changes_tables(found.changes, limits),
-        *([unmatched_table(found.unmatched)] if found.unmatched else []),
+        *changes_tables(found.changes, limits, found.names),
+        *([unmatched_table(found.unmatched, found.names)] if found.unmatched else []),
     ]
     parts: list[str] = []
     if failures:
@@ -147,7 +147,7 @@ def document(
             {"name": one.name, "old": one.old, "new": one.new, "pairs": one.pairs}
             for one in found.surroundings
         ],
-        "tables": [table_document(table) for table in changes_tables(found.changes, limits)],
+        "tables": [table_document(table) for table in changes_tables(found.changes, limits, found.names)],
         "failures": list(failures),
         "warnings": list(warnings),
     }

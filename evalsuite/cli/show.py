@@ -83,6 +83,9 @@ class LiveProgress:
     def workers(self, count: int) -> None:
         self._workers = count
 
+    def warn(self, text: str) -> None:
+        self._screen.warn(text)
+
     def phase(self, text: str) -> None:
         if text != "scoring":
             self._screen.note(f"{text} …")

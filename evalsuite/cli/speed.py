@@ -151,7 +151,7 @@ def speed(
         place = Place(read_machine(), None)
         gpu_count = count_visible(len(place.machine.gpus))
     else:
-        from evalsuite.cluster.speed import survey
+        from evalsuite.cluster.benches import survey
 
         refuse_on_a_cluster({"--gpus": gpus, "--server-url": server_url, "--dry-run": dry_run})
         machine, gpu_count = survey(chosen, LiveSweep(screen))

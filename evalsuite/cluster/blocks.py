@@ -4,12 +4,14 @@ A block is some whole batches of the run that one machine would make, so that ev
 pass with the same windows there and here. Results come back in any order and leave in text order, once each:
 a block that two workers return counts once, and one whose worker is lost is handed out again. The earliest
 block that is out holds back all later ones, so once it is late it goes to another free worker before any new
-block, and to one more each time that it stays out twice as long. No clock and no Ray in here: the times are
-arguments.
+block, and to one more each time that it stays out twice as long. Who keeps a block for much longer than any
+took is stuck, and can be replaced: its block is handed out again like that of a lost worker. No clock and no
+Ray in here: the times are arguments.
 """
 
 import heapq
 from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,6 +23,7 @@ TARGET_S = 2.0  # how long a block shall take: long against a message, short aga
 MOST_BATCHES = 64
 SHARE = 4  # towards the end a block is no more than this part of what each worker has left to do
 LATE, PATIENCE_S = 3.0, 10.0  # a block so many times slower than expected, and so old, gets another worker
+STUCK, STUCK_S = 10.0, 600.0  # who has a block so many times longer than expected, and so long, is stuck
 MOST_HELD = 1 << 18  # finished windows, without hidden states, that wait for an earlier block
 MOST_LOSSES = 3  # workers that one block may cost
 
@@ -36,6 +39,14 @@ class Block:
     @property
     def windows(self) -> int:
         return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Held:
+    """A block that a worker has, and since when."""
+
+    block: Block
+    since_s: float
 
 
 @dataclass
@@ -73,12 +84,12 @@ class BlockQueue(Generic[Result]):
     ) -> None:
         self.total, self.frontier, self.batch = total, done, batch
         self.repeats = 0
-        self._held, self._most, self._patience_s = held, most_batches, patience_s
+        self._most_waiting, self._most, self._patience_s = held, most_batches, patience_s
         self._next = done
         self._returned: list[tuple[int, Block]] = []
         self._running: dict[int, _Running] = {}
         self._order: OrderedDict[int, None] = OrderedDict()  # of these, by when their last worker began
-        self._of: dict[str, int] = {}
+        self._held: dict[str, Held] = {}  # by worker; who has had his for longest is first
         self._ready: dict[int, tuple[Block, Result]] = {}
         self._waiting = 0  # windows in there
         self._losses: Counter[int] = Counter()
@@ -88,6 +99,11 @@ class BlockQueue(Generic[Result]):
     @property
     def finished(self) -> bool:
         return self.frontier >= self.total
+
+    @property
+    def held(self) -> Mapping[str, Held]:
+        """What each worker has, longest first."""
+        return self._held
 
     def join(self) -> None:
         """A worker more."""
@@ -99,7 +115,7 @@ class BlockQueue(Generic[Result]):
             _, block = heapq.heappop(self._returned)
         elif self._late(self.frontier, now_s):
             block = self._running[self.frontier].block
-        elif self._next < self.total and self._waiting < self._held:
+        elif self._next < self.total and self._waiting < self._most_waiting:
             block = self._cut()
         elif self._late(oldest := next(iter(self._order), self.total), now_s):
             block = self._running[oldest].block
@@ -113,7 +129,7 @@ class BlockQueue(Generic[Result]):
         running.began_s[worker] = now_s
         self._order[block.start] = None
         self._order.move_to_end(block.start)
-        self._of[worker] = block.start
+        self._held[worker] = Held(block, now_s)
         return block
 
     def _cut(self) -> Block:
@@ -136,7 +152,7 @@ class BlockQueue(Generic[Result]):
 
     def done(self, worker: str, block: Block, result: Result, now_s: float) -> list[tuple[Block, Result]]:
         """A result; returns all that can leave now, in text order."""
-        self._of.pop(worker, None)
+        self._held.pop(worker, None)
         running = self._running.pop(block.start, None)
         if running is None:
             self.repeats += 1
@@ -153,6 +169,20 @@ class BlockQueue(Generic[Result]):
             self.frontier = found[0].stop
             self._waiting -= found[0].windows
         return list(leaving)
+
+    def stuck_after_s(self, block: Block) -> float | None:
+        """How long a worker may have a block; None while none has come back, and any may be as slow."""
+        return None if self._pace_s is None else max(STUCK * self._pace_s * block.windows, STUCK_S)
+
+    def stuck(self, now_s: float) -> dict[str, float]:
+        """Workers that have had a block for too long, and for how long each; `lost` takes it from them."""
+        found: dict[str, float] = {}
+        for worker, held in self._held.items():
+            after_s = self.stuck_after_s(held.block)
+            if after_s is None or now_s - held.since_s < after_s:
+                break
+            found[worker] = now_s - held.since_s
+        return found
 
     def lost(self, worker: str, reason: str) -> None:
         """A worker is gone, and what it was doing is to be done by another.
@@ -185,10 +215,11 @@ class BlockQueue(Generic[Result]):
 
     def _give_back(self, worker: str) -> Block | None:
         """Put the worker's block back, and return it, unless another one has it too."""
-        start = self._of.pop(worker, None)
-        running = None if start is None else self._running.get(start)
-        if start is None or running is None or worker not in running.began_s:
+        held = self._held.pop(worker, None)
+        running = None if held is None else self._running.get(held.block.start)
+        if held is None or running is None or worker not in running.began_s:
             return None
+        start = held.block.start
         del running.began_s[worker]
         if running.began_s:
             return None

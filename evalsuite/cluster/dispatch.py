@@ -2,6 +2,10 @@
 
 Each turn takes every event that has come, writes what can leave in text order in one go, and feeds those who
 are free. Its cost is a turn's, not a worker's: nothing in it looks at all workers or at all blocks.
+
+A worker that neither answers nor dies is replaced once it has had its block for much longer than any took.
+Where none has come back yet, nothing tells a stuck worker from a slow one, and all are left to work. Either
+way it is said when nobody has answered for long.
 """
 
 import math
@@ -15,6 +19,10 @@ from numpy.typing import NDArray
 
 from evalsuite.cluster.blocks import Block, BlockQueue
 from evalsuite.core.errors import EngineDied, EvalError, NonFiniteScore, OutOfMemory
+from evalsuite.core.units import duration
+
+SILENT_S = 900.0  # without an answer, before any block has come back
+AGAIN = 4  # times as long before it is said once more
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,19 @@ class Pool(Protocol):
         """
         ...
 
+    def silent(self, workers: Sequence[str], silent_s: float, stuck_after_s: float | None) -> None:
+        """Say that nobody has answered for so long.
+
+        Args:
+            workers: that have blocks.
+            stuck_after_s: when they are replaced; None is never.
+        """
+        ...
+
+    def replace(self, worker: str, reason: str) -> None:
+        """End a worker that does not answer, and start another; no event tells of its end."""
+        ...
+
     def now_s(self) -> float:
         """A clock that only goes forward."""
         ...
@@ -96,6 +117,27 @@ class Tally:
 
     windows: dict[str, int] = field(default_factory=dict[str, int])
     warnings: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class _Silence:
+    """Since when nobody has answered, and how often that was said."""
+
+    since_s: float
+    said: int = 0
+
+    def end(self, now_s: float) -> None:
+        self.since_s, self.said = now_s, 0
+
+    def tell(self, queue: BlockQueue[tuple[str, BlockScores]], pool: Pool, now_s: float) -> None:
+        """Have it said half-way to when a worker is stuck, or after `SILENT_S`; again, ever more rarely."""
+        if not queue.held:
+            return
+        after_s = queue.stuck_after_s(next(iter(queue.held.values())).block)
+        due_s = SILENT_S if after_s is None else after_s / 2
+        if now_s - self.since_s >= due_s * AGAIN**self.said:
+            self.said += 1
+            pool.silent(tuple(queue.held), now_s - self.since_s, after_s)
 
 
 def dispatch(
@@ -120,8 +162,11 @@ def dispatch(
     """
     free: OrderedDict[str, None] = OrderedDict()
     events: deque[Event] = deque(Joined(worker) for worker in joined)
+    silence = _Silence(pool.now_s())
     while not queue.finished:
         leaving: list[Finished] = []
+        if events:
+            silence.end(pool.now_s())
         try:
             for event in events:
                 match event:
@@ -148,6 +193,12 @@ def dispatch(
         finally:  # what ends the loop must not cost what came before it
             if leaving:
                 write(leaving)
+        for worker, held_s in queue.stuck(pool.now_s()).items():
+            reason = f"it did not answer for {duration(held_s)}, and was ended"
+            pool.replace(worker, reason)
+            tally.warnings.append(f"{worker} was replaced: {reason}")
+            queue.lost(worker, reason)
+        silence.tell(queue, pool, pool.now_s())
         while free and (block := queue.take(next(iter(free)), pool.now_s())):
             worker, _ = free.popitem(last=False)
             pool.submit(worker, block)

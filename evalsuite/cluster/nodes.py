@@ -77,6 +77,13 @@ def read_node(number: int, found: dict[str, Any]) -> Node:
     )
 
 
+def only_on(node: Node) -> Any:
+    """Ray's scheduling strategy for what runs on this node or not at all."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+
 def choose(nodes: Sequence[Node], demand: Demand, kind: str | None) -> list[Node]:
     """The nodes that have room for a worker.
 

@@ -19,7 +19,8 @@ from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, 
 from evalsuite.cluster.dispatch import BlockScores, Tally, dispatch
 from evalsuite.cluster.dispatch import Finished as FinishedBlock
 from evalsuite.cluster.nodes import Demand, read_node
-from evalsuite.cluster.pool import Order, RayPool
+from evalsuite.cluster.order import Order
+from evalsuite.cluster.pool import RayPool
 from evalsuite.cluster.scorer import Closing, Opened
 from evalsuite.core.cache import CacheCounters, LayerCounters
 from evalsuite.core.errors import UsageError
@@ -51,6 +52,10 @@ class ClusterProgress(Progress, Protocol):
 
     def workers(self, count: int) -> None:
         """So many workers are ready."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Somebody should look at this."""
         ...
 
 
@@ -205,7 +210,7 @@ def _record(
 ) -> Record:
     workers = tuple(
         Worker(
-            name=name, machine=pool.machines[node.number], device_name=opened.facts.device_name,
+            name=name, machine=pool.admission.machines[node.number], device_name=opened.facts.device_name,
             windows=tally.windows.get(name, 0), load_s=opened.load_s,
         )
         for name, (node, opened) in pool.opened.items()
@@ -216,7 +221,7 @@ def _record(
         update={
             "workers": workers,
             "engaged": record.engaged | {"workers": sum(worker.windows > 0 for worker in workers)},
-            "warnings": (*record.warnings, *tally.warnings, *pool.refused),
+            "warnings": (*record.warnings, *tally.warnings, *pool.admission.refused),
         }
     )
 

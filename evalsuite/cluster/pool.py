@@ -1,80 +1,36 @@
 """Workers on a Ray cluster: Ray places them, starts them and says when they are gone.
 
-A node is looked at first, by one task that also fetches the model there. Then it gets as many actors as it
-has room for, each with GPUs of its own, in a placement group where several GPUs share a model. Nodes that
-come late are taken in, workers that die are replaced. Answers arrive by callback in one inbox, so that
-waiting costs the same for one worker and for a thousand.
+A node that may take part gets as many of them as it has room for. Workers that die are replaced, and so are
+those that the driver takes to be stuck.
 """
 
-import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from evalsuite.cluster.admission import Admission
 from evalsuite.cluster.blocks import Block
 from evalsuite.cluster.dispatch import Event, Failed, Joined, Left, Scored
-from evalsuite.cluster.nodes import ID_LABEL, Demand, Node, choose, read_node, refusal
-from evalsuite.cluster.scorer import Closing, NodeReport, Opened, ScoringWorker, report_node
-from evalsuite.core.errors import EngineDied, EvalError, TimedOut, UsageError, first_line
-from evalsuite.core.record import Machine
-from evalsuite.core.spec import PerplexitySpec
+from evalsuite.cluster.inbox import Inbox, reason_of
+from evalsuite.cluster.member import Member, names, start_member
+from evalsuite.cluster.nodes import Node
+from evalsuite.cluster.order import Order, Watcher
+from evalsuite.cluster.scorer import Closing, Opened
+from evalsuite.core.errors import EngineDied, EvalError, TimedOut, UsageError
+from evalsuite.core.units import duration
 
 LOOK_S = 2.0  # how often new nodes are looked for
 CLOSE_S = 30.0
 HEAD_S = 300.0  # an output head has gigabytes; a worker that stopped answering never sends it
 WAIT_S = 10.0  # a worker that has not started for so long is said to wait
+LOAD_S, SLOW_LOAD = 900.0, 10.0  # one that loads for so long, and so many times longer than others, is named
+AWAY_S = 10.0  # no turn counts as more: whoever does not listen has not waited
 EMPTY_S = 120.0  # how long a cluster may be without a worker that is loading or loaded
-MOST_DEATHS = 3  # of a node's workers, one after the other, before it is given up
 
-
-class Watcher(Protocol):
-    """Whoever is told what happens to the workers."""
-
-    def phase(self, text: str) -> None: ...
-    def workers(self, count: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Order:
-    """What every worker of a run is to do.
-
-    Attributes:
-        spec: of the run; its model is named so that it means the same in any folder.
-        fingerprint: of the weights that the driver found.
-        threads: of torch on the CPU.
-        driver: whose library versions every node must have.
-        workers: at most so many; None takes what the cluster has.
-    """
-
-    spec: PerplexitySpec
-    ids: NDArray[np.int64] = field(repr=False)
-    window_bos: int | None
-    fingerprint: str
-    threads: int
-    driver: Machine
-    demand: Demand
-    gpu_kind: str | None = None
-    workers: int | None = None
-
-
-@dataclass
-class Member:
-    """A worker, loading or loaded."""
-
-    name: str
-    node: Node
-    actor: Any
-    group: Any
-    asked_s: float  # when Ray was asked for it
-    started: bool = False
-    opened: Opened | None = None
+LEAVE = "Ctrl-C ends the run, and the same command goes on from what is written."
 
 
 class RayPool:
@@ -83,11 +39,11 @@ class RayPool:
     Args:
         ray: the module, connected.
         look_s, empty_s, wait_s: as the constants above.
+        clock: seconds.
 
     Attributes:
-        machines: of every node that takes part or took part, by its number.
+        admission: which nodes may have workers.
         opened: of every worker that ever was ready, by its name, with its node.
-        refused: why nodes and workers were kept out, for the record.
     """
 
     def __init__(
@@ -99,29 +55,29 @@ class RayPool:
         look_s: float = LOOK_S,
         empty_s: float = EMPTY_S,
         wait_s: float = WAIT_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ray, self._order, self._watcher = ray, order, watcher
         self._look_s, self._empty_s, self._wait_s = look_s, empty_s, wait_s
         self._ids: Any = ray.put(order.ids)
-        self._inbox: queue.SimpleQueue[tuple[Callable[..., Iterable[Event]], tuple[Any, ...], Future[Any]]]
-        self._inbox = queue.SimpleQueue()
-        self._nodes: dict[str, Node] = {}
-        self._probing: set[str] = set()
-        self._deaths: dict[str, int] = {}
-        self._admitted: set[str] = set()
+        self._inbox = Inbox()
+        self.admission = Admission(ray, order, watcher, self._inbox, lambda node: self._fill([node]))
         self._loading: set[str] = set()  # nodes on which a worker has started
         self._late = 0  # workers that were said to wait
         self._error: EvalError | None = None
         self._members: dict[str, Member] = {}
         self._named = 0
         self._looked_s = -1e9
-        self._alive_s = time.monotonic()
-        self.machines: dict[int, Machine] = {}
+        self._clock, self._asked_s, self._now_s = clock, clock(), 0.0
+        self._alive_s = 0.0
         self.opened: dict[str, tuple[Node, Opened]] = {}
-        self.refused: list[str] = []
 
     def now_s(self) -> float:
-        return time.monotonic()
+        """Seconds in which this process listened: one that was stopped for an hour has not waited an hour."""
+        at_s = self._clock()
+        self._now_s += min(at_s - self._asked_s, AWAY_S)
+        self._asked_s = at_s
+        return self._now_s
 
     def first(self) -> tuple[list[str], Opened]:
         """Wait for a worker; returns all that came at once, and what the first of them loaded.
@@ -129,39 +85,16 @@ class RayPool:
         Raises:
             EvalError: what it failed with, or what keeps every node out.
         """
-        choose(self._list(), self._order.demand, self._order.gpu_kind)
+        self.admission.require_fitting()
         while True:
             joined = [event.worker for event in self.events() if isinstance(event, Joined)]
             if joined:
                 return joined, self.opened[joined[0]][1]
 
-    def _list(self) -> list[Node]:
-        """All nodes that are alive; new ones get the next numbers."""
-        alive = [found for found in self._ray.nodes() if found["Alive"]]
-        for found in alive:
-            if found["NodeID"] not in self._nodes:
-                self._nodes[found["NodeID"]] = read_node(len(self._nodes) + 1, found)
-        return [self._nodes[found["NodeID"]] for found in alive]
-
-    def _look(self) -> None:
-        """Send a task to every node that was not seen before and that has room."""
-        self._looked_s = self.now_s()
-        for node in self._list():
-            fits = self._order.demand.places(node) and node.is_of(self._order.gpu_kind)
-            if node.id in self._deaths or not fits:
-                continue
-            self._deaths[node.id] = 0
-            self._probing.add(node.id)
-            task = self._ray.remote(report_node).options(
-                num_cpus=0, max_retries=0, scheduling_strategy=self._on(node)
-            )
-            self._await(task.remote(self._order.spec.model), self._reported, node)
-        self._say_who_waits()
-
     def _say_who_waits(self) -> None:
         """Ray starts a worker as soon as its node has room, and says nothing until then."""
         end_s = self.now_s() - self._wait_s
-        late = sum(not member.started and member.asked_s <= end_s for member in self._members.values())
+        late = sum(m.started_s is None and m.asked_s <= end_s for m in self._members.values())
         if late > self._late:
             free: dict[str, float] = self._ray.available_resources()
             demand = self._order.demand
@@ -176,147 +109,102 @@ class RayPool:
             )
         self._late = late
 
-    def _on(self, node: Node) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        return NodeAffinitySchedulingStrategy(node.id, soft=False)
-
-    def _await(self, ref: Any, then: Callable[..., Iterable[Event]], *what: Any) -> None:
-        ref.future().add_done_callback(lambda future: self._inbox.put((then, what, future)))
+    def _say_who_loads_for_long(self) -> None:
+        """Such a worker may be stuck, or its disk slow; nobody can tell from here."""
+        slowest_s = max((opened.load_s for _, opened in self.opened.values()), default=0.0)
+        after_s = max(LOAD_S, SLOW_LOAD * slowest_s)
+        now_s = self.now_s()
+        late = [m for m in self._members.values() if m.loads_s(now_s) >= after_s and not m.said]
+        for member in late:
+            member.said = True
+        if late:
+            self._watcher.warn(f"Still loading the model after {duration(after_s)}: {names(late)}. {LEAVE}")
 
     def events(self) -> Sequence[Event]:
         """See `evalsuite.cluster.dispatch.Pool`."""
         if self.now_s() - self._looked_s >= self._look_s:
-            self._look()
-        answers: list[Any] = []
-        with suppress(queue.Empty):
-            answers.append(self._inbox.get(timeout=min(self._look_s, 1.0)))
-            while True:
-                answers.append(self._inbox.get_nowait())
-        found = [event for then, what, future in answers for event in then(*what, future)]
+            self._looked_s = self.now_s()
+            self.admission.look()
+            self._say_who_waits()
+            self._say_who_loads_for_long()
+        found = self._inbox.read(min(self._look_s, 1.0))
         self._require_somebody()
         return found
 
     def _require_somebody(self) -> None:
-        if self._members or self._probing:
+        if self._members or self.admission.undecided:
             self._alive_s = self.now_s()
         elif not self.opened and self._error is not None:
             raise self._error
-        elif not self.opened and self.refused:
+        elif not self.opened and self.admission.refused:
             raise UsageError(
                 "No node of the cluster may take part.",
-                cause="; ".join(self.refused) + ".",
+                cause="; ".join(self.admission.refused) + ".",
                 todo="install the driver's versions there, or run the command without --cluster.",
             )
         elif self.now_s() - self._alive_s > self._empty_s:
             raise EngineDied(
                 f"No worker is left, and for {self._empty_s:.0f} s none has come.",
-                cause="; ".join(self.refused),
+                cause="; ".join(self.admission.refused),
                 todo="start nodes and run the same command again; what is scored is kept.",
             )
-
-    def _reported(self, node: Node, future: Future[Any]) -> Iterable[Event]:
-        """A node has been looked at."""
-        self._probing.discard(node.id)
-        order = self._order
-        try:
-            report: NodeReport = future.result()
-        except self._ray.exceptions.RayError as error:
-            self._refuse(node, f"hlwq-eval cannot run there: {_reason(error)}")
-            return ()
-        reason = refusal(order.driver, report.machine, report.fingerprint, order.fingerprint)
-        if reason is not None:
-            self._refuse(node, reason)
-            return ()
-        self.machines[node.number] = report.machine
-        self._admitted.add(node.id)
-        self._fill([node])
-        return ()
-
-    def _refuse(self, node: Node, reason: str) -> None:
-        self.refused.append(f"node {node.number} was refused: {reason}")
-        self._watcher.phase(f"{node.name} is refused: {reason}")
 
     def _fill(self, nodes: Iterable[Node]) -> None:
         """Start workers on these nodes where there is room, as many as the run may have."""
         order, most = self._order, self._order.workers
         on_node = Counter(member.node.id for member in self._members.values())
         for node in nodes:
-            if node.id not in self._admitted:
-                continue
             for _ in range(order.demand.places(node) - on_node[node.id]):
                 if most is not None and len(self._members) >= most:
                     return
                 self._start(node)
 
     def _start(self, node: Node) -> None:
-        order = self._order
         self._named += 1
         name = f"worker {self._named} on node {node.number}"
-        strategy, group = self._on(node), None
-        if order.demand.gpus > 1:
-            strategy, group = self._reserve(node)
-        actor = (
-            self._ray.remote(ScoringWorker)
-            .options(
-                num_cpus=order.demand.cpus,
-                num_gpus=order.demand.gpus,
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy=strategy,
-            )
-            .remote(order.spec, order.threads)
-        )
-        self._members[name] = Member(name, node, actor, group, self.now_s())
-        self._await(actor.__ray_ready__.remote(), self._started, name)
-        self._await(actor.open.remote(self._ids, order.window_bos, order.fingerprint), self._opened, name)
-
-    def _reserve(self, node: Node) -> tuple[Any, Any]:
-        """The GPUs of a tensor-parallel engine, all of one node, kept for it."""
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        demand = self._order.demand
-        group = placement_group(
-            [{"CPU": demand.cpus, "GPU": float(demand.gpus)}],
-            strategy="STRICT_PACK",
-            bundle_label_selector=[{ID_LABEL: node.id}],
-        )
-        return PlacementGroupSchedulingStrategy(group, 0), group
+        member = start_member(self._ray, self._order, name, node, self.now_s())
+        self._members[name] = member
+        self._inbox.expect(member.actor.__ray_ready__.remote(), self._started, name)
+        opening = member.actor.open.remote(self._ids, self._order.window_bos, self._order.fingerprint)
+        self._inbox.expect(opening, self._opened, name)
 
     def _started(self, name: str, future: Future[Any]) -> Iterable[Event]:
         """Ray has given a worker its place; where it never does, `open` says why."""
         member = self._members.get(name)
         if member is None or future.exception() is not None:
             return ()
-        member.started = True
+        member.started_s = self.now_s()
         node = member.node
         if node.id not in self._loading:
             self._loading.add(node.id)
-            machine = self.machines[node.number]
+            machine = self.admission.machines[node.number]
             gpus = f", {machine.gpus[0].name}" if machine.gpus else ""
             self._watcher.phase(f"{node.name}: {machine.cpu}{gpus}: loading")
         return ()
 
     def _opened(self, name: str, future: Future[Any]) -> Iterable[Event]:
-        member = self._members[name]
+        member = self._members.get(name)
+        if member is None:
+            return ()
         try:
             opened: Opened | EvalError = future.result()
         except self._ray.exceptions.RayError as error:
-            return self._lost(member, _reason(error))
-        reason = opened.what if isinstance(opened, EvalError) else self._unlike(opened)
-        if reason is not None or isinstance(opened, EvalError):
-            self._error = opened if isinstance(opened, EvalError) else self._error
-            self._drop(member)
-            self._admitted.discard(member.node.id)  # its other workers would fare no better
-            self.refused.append(f"{name} was refused: {reason}")
-            self._watcher.phase(f"{name} ({member.node.address}) is refused: {reason}")
-            self._fill(self._list())  # others may take its place
-            return ()
+            return self._lost(member, reason_of(error))
+        if isinstance(opened, EvalError):
+            self._error = opened
+            return self._unfit(member, opened.what)
+        if (reason := self._unlike(opened)) is not None:
+            return self._unfit(member, reason)
         member.opened = opened
         self.opened[name] = member.node, opened
         self._count()
         return (Joined(name),)
+
+    def _unfit(self, member: Member, reason: str) -> Iterable[Event]:
+        self._drop(member)
+        self.admission.refuse_worker(member.name, member.node, reason)
+        self._fill(self.admission.nodes())  # others may take its place
+        return ()
 
     def _unlike(self, opened: Opened) -> str | None:
         """How a worker computes otherwise than the first one."""
@@ -335,41 +223,51 @@ class RayPool:
     def submit(self, worker: str, block: Block) -> None:
         """See `evalsuite.cluster.dispatch.Pool`."""
         member = self._members[worker]
-        self._await(member.actor.score.remote(block), self._scored, worker, block)
+        self._inbox.expect(member.actor.score.remote(block), self._scored, worker, block)
 
     def _scored(self, name: str, block: Block, future: Future[Any]) -> Iterable[Event]:
-        member = self._members[name]
+        member = self._members.get(name)
+        if member is None:  # it was replaced, and its block is another's
+            return ()
         try:
             found = future.result()
         except self._ray.exceptions.RayError as error:
-            return self._lost(member, _reason(error))
+            return self._lost(member, reason_of(error))
         if isinstance(found, EngineDied | TimedOut):
             return self._lost(member, found.what)
         if isinstance(found, EvalError):
             return (Failed(name, block, found),)
-        self._deaths[member.node.id] = 0
+        self.admission.worked(member.node)
         return (Scored(name, block, found),)
+
+    def silent(self, workers: Sequence[str], silent_s: float, stuck_after_s: float | None) -> None:
+        """See `evalsuite.cluster.dispatch.Pool`."""
+        then = (
+            "No block has come back yet, so slow cannot be told from stuck, and they are left to work."
+            if stuck_after_s is None
+            else f"A worker that has one for {duration(stuck_after_s)} is ended, and another takes its place."
+        )
+        self._watcher.warn(
+            f"No worker has answered for {duration(silent_s)}. Blocks are with "
+            f"{names([self._members[name] for name in workers])}. {then} {LEAVE}"
+        )
+
+    def replace(self, worker: str, reason: str) -> None:
+        """See `evalsuite.cluster.dispatch.Pool`."""
+        self._lost(self._members[worker], reason)
 
     def _lost(self, member: Member, reason: str) -> Iterable[Event]:
         """A worker is gone; another takes its place while its node can be trusted."""
         self._drop(member)
         self._count()
-        node = member.node
-        self._deaths[node.id] += 1
         self._watcher.phase(f"{member.name} is gone: {reason}")
-        if self._deaths[node.id] >= MOST_DEATHS and node.id in self._admitted:
-            self._admitted.discard(node.id)
-            self._refuse(node, f"{MOST_DEATHS} of its workers died one after the other: {reason}")
-        self._fill(self._list())
+        self.admission.died(member.node, reason)
+        self._fill(self.admission.nodes())
         return (Left(member.name, reason),) if member.opened else ()
 
     def _drop(self, member: Member) -> None:
         self._members.pop(member.name, None)
-        self._ray.kill(member.actor, no_restart=True)
-        if member.group is not None:
-            from ray.util.placement_group import remove_placement_group
-
-            remove_placement_group(member.group)
+        member.end(self._ray)
 
     def _count(self) -> None:
         self._watcher.workers(sum(member.opened is not None for member in self._members.values()))
@@ -409,10 +307,3 @@ class RayPool:
         """End every worker at once."""
         for member in list(self._members.values()):
             self._drop(member)
-
-
-def _reason(error: BaseException) -> str:
-    """Ray's errors say what happened in their first line and why in a later one."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    why = next((line for line in lines if line.startswith(("The actor is dead", "The actor died be"))), None)
-    return (why or first_line(error)).partition(". ")[0].rstrip(".")

@@ -8,29 +8,26 @@ GPUs always does.
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evalsuite.cluster.benches import admitted, connected_benches
 from evalsuite.cluster.cells import CellFiles, Ended, Said, Source, measure_group
-from evalsuite.cluster.connect import ClusterChoice, connected, open_to_others, resolve
-from evalsuite.cluster.nodes import Demand, Node, choose, read_node, refusal
-from evalsuite.cluster.places import Bench, Benches, Errand, Place, Places
-from evalsuite.cluster.scorer import NodeReport, report_node
-from evalsuite.core.errors import EngineDied, EvalError, ResumeMismatch, UsageError, first_line
-from evalsuite.core.record import Gpu, Machine, Record
+from evalsuite.cluster.connect import ClusterChoice
+from evalsuite.cluster.nodes import only_on, read_node
+from evalsuite.cluster.places import Benches, Errand, Place, Places
+from evalsuite.core.errors import EngineDied, EvalError, ResumeMismatch, first_line
+from evalsuite.core.record import Record
 from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.core.sweep import groups
-from evalsuite.core.units import si_bytes
 from evalsuite.data.corpora import Corpus
 from evalsuite.data.models import local_name
 from evalsuite.run.perplexity import Finished
 from evalsuite.run.resume import finished_cell
-from evalsuite.run.speed import Plan, SweepProgress, outcome
+from evalsuite.run.speed import Plan, outcome
 from evalsuite.store.folder import storage_errors
 from evalsuite.store.runs import RunStore
-from evalsuite.telemetry.machine import read_machine
 
 LOOK_S = 2.0
 MOST_LOSSES = 3  # nodes that one group of cells may cost
@@ -50,23 +47,6 @@ class _Running:
     beside: int = 0
 
 
-def survey(choice: ClusterChoice, progress: SweepProgress) -> tuple[Machine, int]:
-    """The machine of the first node that may take part, and how many GPUs each of them has at least.
-
-    A sweep begins with it, so it says to whom it connects and who else can.
-
-    Raises:
-        UsageError: no cluster answers, or no node of a kind may take part.
-    """
-    address = resolve(choice.address)
-    if note := open_to_others(address):
-        progress.phase(note)
-    progress.phase(f"connecting to the cluster at {address}")
-    with _benches(choice, progress) as (_, benches):
-        every = [bench for found in benches.values() for bench in found]
-        return every[0].machine, min(bench.node.gpus for bench in every)
-
-
 def run_sweep_on(
     choice: ClusterChoice, plan: Plan, chosen: Sequence[SpeedSpec], corpus: Corpus
 ) -> list[list[Finished]]:
@@ -80,75 +60,8 @@ def run_sweep_on(
         EngineDied: a group of cells has cost several tasks or nodes.
         EvalError: what ended a group of cells on the last node of a kind.
     """
-    with _benches(choice, plan.progress) as (ray, benches):
+    with connected_benches(choice, plan.progress) as (ray, benches):
         return _Sweep(ray, benches, choice.exclusive, plan, chosen, corpus).run()
-
-
-@contextmanager
-def _benches(choice: ClusterChoice, progress: SweepProgress) -> Iterator[tuple[Any, Benches]]:
-    """The connection, and the nodes of each kind."""
-    with connected(resolve(choice.address)) as ray:
-        nodes = [read_node(i, n) for i, n in enumerate((n for n in ray.nodes() if n["Alive"]), 1)]
-        demand = Demand(1.0, 1 if any(node.gpus for node in nodes) else 0)
-        benches: Benches = {}
-        for kind in choice.gpu_kinds or (None,):
-            benches[kind] = _admitted(ray, choose(nodes, demand, kind), progress, None)
-            if not benches[kind]:
-                raise UsageError(
-                    f"No node {f'of the kind {kind} ' if kind else ''}may take part.",
-                    todo="install the driver's versions there; the reasons stand above.",
-                )
-        yield ray, benches
-
-
-def _admitted(ray: Any, nodes: Sequence[Node], progress: SweepProgress, like: Machine | None) -> list[Bench]:
-    """Those whose library versions are the driver's and whose device is that of `like`.
-
-    Args:
-        like: the first node of the kind; None takes the first that is admitted.
-    """
-    driver, found = read_machine(), list[Bench]()
-    task = ray.remote(report_node)
-    tasks = [
-        (node, task.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(node)).remote(None))
-        for node in nodes
-    ]
-    for node, ref in tasks:
-        try:
-            report: NodeReport = ray.get(ref)
-            reason = refusal(driver, report.machine, "", "") or (like and _unlike(like, report.machine))
-        except ray.exceptions.RayError as error:
-            progress.phase(f"{node.name} is refused: hlwq-eval cannot run there: {first_line(error)}")
-            continue
-        if reason is not None:
-            progress.phase(f"{node.name} is refused: {reason}")
-            continue
-        like = like or report.machine
-        found.append(Bench(node, report.machine))
-    return found
-
-
-def _unlike(first: Machine, machine: Machine) -> str | None:
-    """How a node's device differs from that of the first node of its kind; how many it has does not count."""
-    if machine.gpus or first.gpus:
-        there, here = (", ".join(sorted({_device(gpu) for gpu in m.gpus})) for m in (first, machine))
-        if here != there:
-            return f"it has {here or 'no GPU'}, and the first node of its kind {there or 'none'}"
-        if machine.gpu_driver != first.gpu_driver:
-            return f"its GPU driver is {machine.gpu_driver}, and that of the first node {first.gpu_driver}"
-    elif machine.cpu != first.cpu:
-        return f"its processor is {machine.cpu}, and that of the first node {first.cpu}"
-    return None
-
-
-def _device(gpu: Gpu) -> str:
-    return f"{gpu.name} with {si_bytes(gpu.memory_bytes)}"
-
-
-def _on(node: Node) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
 class _Sweep:
@@ -216,7 +129,7 @@ class _Sweep:
                 and node.accelerator == like.accelerator
                 and bool(node.gpus) == bool(like.gpus)
             ]
-            benches += _admitted(
+            benches += admitted(
                 self._ray,
                 [node for node in fitting if node.cpus >= 1],
                 self._plan.progress,
@@ -245,7 +158,7 @@ class _Sweep:
                 continue
             task = self._ray.remote(measure_group).options(
                 num_cpus=place.cpus, num_gpus=place.gpus, num_returns="streaming", max_retries=0,
-                scheduling_strategy=_on(place.bench.node),
+                scheduling_strategy=only_on(place.bench.node),
             )  # fmt: skip
             model, tokenizer = errand.cells[0].model, errand.cells[0].workload.tokenizer
             source = Source(

@@ -18,10 +18,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evalsuite.core.errors import MeasurementError, MissingDependency, ModelError, OutOfMemory, first_line
+from evalsuite.core.errors import MeasurementError, MissingDependency, ModelError, first_line
 from evalsuite.core.spec import canonical_json
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines import cpu_experts
+from evalsuite.engines.compute import out_of_memory
 from evalsuite.engines.dequantize import (
     dequantize_state,
     is_quantized,
@@ -43,7 +44,6 @@ from evalsuite.experts.store import DiskStore, Identity
 
 CAUSAL_MODELS: Any = AutoModelForCausalLM  # its own types are not usable
 DUMMY_SEED = 0
-CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 NOT_TEXT = ("visual", "vision", "mtp")  # parts of a checkpoint that a text-only model leaves aside
 
 
@@ -69,32 +69,6 @@ class Loaded:
         return sum(p.numel() for p in self.model.parameters()) + cached_parameters(self.model)
 
 
-def resolve_compute(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Device and type for ``auto``: CUDA if there is any, bfloat16 where the device computes in it.
-
-    Raises:
-        ModelError: the device does not exist.
-    """
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"There is no GPU {place.index}: torch can use {torch.cuda.device_count()} on this machine.",
-            todo="choose another with --gpus, or leave it out; `hlwq-eval doctor` lists them.",
-        )
-    if dtype != "auto":
-        return place, getattr(torch, dtype)
-    return place, torch.bfloat16 if _computes_bfloat16(place) else torch.float32
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
 def require_gguf() -> None:
     """Raises MissingDependency where the packages that read GGUF are not installed."""
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
@@ -102,25 +76,6 @@ def require_gguf() -> None:
         raise MissingDependency(
             f"Reading GGUF needs {' and '.join(missing)}.", todo="pip install 'hlwq-eval[gguf]'"
         )
-
-
-@contextlib.contextmanager
-def out_of_memory(what: str) -> Iterator[None]:
-    """Both allocators' failures as one error.
-
-    Raises:
-        OutOfMemory: the device or the CPU could not allocate.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"{what} does not fit on the GPU.", cause=str(error).splitlines()[0]) from error
-    except MemoryError as error:
-        raise OutOfMemory(f"{what} does not fit in memory.") from error
-    except RuntimeError as error:
-        if CPU_OUT_OF_MEMORY not in str(error):
-            raise
-        raise OutOfMemory(f"{what} does not fit in memory.", cause=str(error).splitlines()[0]) from error
 
 
 def require_readable(checkpoint: Checkpoint) -> None:

@@ -4,8 +4,8 @@ from evalsuite.core.errors import UsageError
 from evalsuite.core.geometry import Geometry
 from evalsuite.core.spec import Serving
 from evalsuite.data.models import Checkpoint
+from evalsuite.engines.compute import resolve_compute
 from evalsuite.engines.geometry import read_geometry
-from evalsuite.engines.loading import resolve_compute
 from evalsuite.engines.select import choose_engine
 
 WITHOUT_GRAPHS = ("torch",)

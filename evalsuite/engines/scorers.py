@@ -47,7 +47,7 @@ def check_scorer(spec: PerplexitySpec) -> None:
             todo="use --engine vllm, which runs the same vLLM in this process.",
         )
     if spec.device != "auto":
-        from evalsuite.engines.loading import resolve_compute  # torch takes seconds to import
+        from evalsuite.engines.compute import resolve_compute  # torch takes seconds to import
 
         resolve_compute(spec.device, spec.dtype)
     if spec.engine == "vllm":

@@ -20,10 +20,11 @@ from evalsuite.core.telemetry import Telemetry
 from evalsuite.data.models import Checkpoint
 from evalsuite.data.windows import TokenWindow
 from evalsuite.engines.base import WindowScore
+from evalsuite.engines.compute import out_of_memory, resolve_compute
 from evalsuite.engines.facts import read_facts
 from evalsuite.engines.finite import refuse_non_finite
 from evalsuite.engines.head import Head, divergence_of, nats_of
-from evalsuite.engines.loading import load_model, out_of_memory, quiet_transformers, resolve_compute
+from evalsuite.engines.loading import load_model, quiet_transformers
 from evalsuite.engines.torch_cache import Caching, cache_warnings, require_experts
 from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
 

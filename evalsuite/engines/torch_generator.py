@@ -21,14 +21,9 @@ from evalsuite.core.speed import LoadTimes
 from evalsuite.core.telemetry import EngineMemory
 from evalsuite.data.models import Checkpoint
 from evalsuite.engines.base import Generated
+from evalsuite.engines.compute import out_of_memory, resolve_compute
 from evalsuite.engines.facts import read_facts
-from evalsuite.engines.loading import (
-    add_cache,
-    load_model,
-    out_of_memory,
-    quiet_transformers,
-    resolve_compute,
-)
+from evalsuite.engines.loading import add_cache, load_model, quiet_transformers
 from evalsuite.engines.select import refuse_settings
 from evalsuite.engines.torch_cache import Caching, cache_warnings, require_experts
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from evalsuite.core.errors import MeasurementError, ModelError
 from evalsuite.data.models import Checkpoint
-from evalsuite.engines.loading import load_model, out_of_memory, quiet_transformers, resolve_compute
+from evalsuite.engines.compute import out_of_memory, resolve_compute
+from evalsuite.engines.loading import load_model, quiet_transformers
 from evalsuite.engines.routing import RoutedPass
 from evalsuite.telemetry.machine import package_version
 

@@ -31,9 +31,9 @@ from evalsuite.data.models import Checkpoint
 from evalsuite.data.windows import TokenWindow
 from evalsuite.engines import vllm_plugin
 from evalsuite.engines.base import WindowScore
+from evalsuite.engines.compute import out_of_memory
 from evalsuite.engines.finite import refuse_non_finite
 from evalsuite.engines.head import Head
-from evalsuite.engines.loading import out_of_memory
 from evalsuite.engines.vllm_arguments import (
     built_for_cpu,
     caches_experts,

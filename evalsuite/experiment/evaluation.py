@@ -14,14 +14,13 @@ from evalsuite.core.value import Value
 from evalsuite.experiment.quantized import RecipeTable, slug_of
 from evalsuite.report.claim_verdicts import VERDICTS
 from evalsuite.report.writers import FORMATS
+from evalsuite.run.cache_options import SimulationOptions, TraceOptions
 from evalsuite.run.options import (
     FootprintOptions,
     Gpus,
     Names,
     PerplexityOptions,
-    SimulationOptions,
     SpeedOptions,
-    TraceOptions,
     one_device,
     prompt_corpus,
 )

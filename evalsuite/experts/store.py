@@ -24,7 +24,8 @@ from torch import Tensor
 
 from evalsuite.core.errors import OutOfMemory
 from evalsuite.core.units import si_bytes
-from evalsuite.experts.files import Header, cache_folder, open_or_write, read_records
+from evalsuite.experts.files import cache_folder, open_or_write, read_records
+from evalsuite.experts.header import Header
 from evalsuite.experts.layout import RecordLayout
 
 STAGING_THREADS = 8

@@ -21,6 +21,11 @@ def _experts(record: Record) -> str:
     return "all experts" if size is None else f"cache {size}"
 
 
+def _asked(record: Record) -> str:
+    """Checkpoints of one name lie in different places."""
+    return str(record.spec.get("model", ""))
+
+
 def _started(record: Record) -> str:
     return record.started.replace("T", " ").replace("+00:00", " UTC")
 
@@ -30,7 +35,7 @@ def _request(record: Record) -> str:
 
 
 TRAITS: tuple[Trait, ...] = (engine_of, _dtype, _stored, _experts, device_of)
-LAST: tuple[Trait, ...] = (_started, _request)  # where nothing else varies
+LAST: tuple[Trait, ...] = (_asked, _started, _request)  # where nothing else varies
 
 
 def words_apart(records: Sequence[Record], name: Trait) -> dict[str, tuple[str, ...]]:
@@ -52,14 +57,28 @@ def _apart(group: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     return words
 
 
-def names_apart(records: Sequence[Record]) -> dict[str, str]:
+def names_apart(records: Sequence[Record], title: Trait = model_of) -> dict[str, str]:
     """Run id → the model as tables name it, such as ``demo``, or ``demo (vllm)`` beside ``demo (torch)``.
 
     Args:
         records: that stand beside each other.
+        title: all that is said of a run; runs of which the same is said are told apart.
     """
-    words = words_apart(records, model_of)
+    words = words_apart(records, title)
     return {
         record.run_id: model_of(record) + (f" ({', '.join(said)})" if (said := words[record.run_id]) else "")
         for record in records
     }
+
+
+def checkpoint_names(records: Sequence[Record]) -> dict[str, str]:
+    """Run id → the model as tables name it, and where it lies where several checkpoints have its name.
+
+    For tables whose other columns say what else varies.
+    """
+    found: dict[str, str] = {}
+    for alike in grouped(records, model_of):
+        several = len({record.model.fingerprint if record.model else "" for record in alike}) > 1
+        several = several and len(set(map(_asked, alike))) > 1
+        found |= {r.run_id: f"{model_of(r)} ({_asked(r)})" if several else model_of(r) for r in alike}
+    return found

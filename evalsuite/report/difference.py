@@ -22,6 +22,7 @@ from evalsuite.core.spec import (
     canonical_json,
 )
 from evalsuite.core.units import decimals_for
+from evalsuite.report.apart import names_apart
 from evalsuite.report.changes import METRICS, Metric, Number, Shift, absolute, paired_perplexity, relative
 from evalsuite.report.choose import device_of, model_of, perplexity_condition
 from evalsuite.report.limits import Limit
@@ -102,6 +103,12 @@ class Difference:
     def surroundings(self) -> list[Surrounding]:
         """Devices, drivers and libraries that differ between the two runs of a pair."""
         return surroundings((old.record, new.record) for old, new in self.pairs)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Run id → its model, told apart from others of which the same is said, in titles and rows."""
+        records = [new.record for _, new in self.pairs] + [one.run.record for one in self.unmatched]
+        return names_apart(records, lambda record: f"{model_of(record)}: {what(record)}")
 
     @property
     def broken(self) -> list[Unmatched]:
@@ -250,8 +257,14 @@ def _tells(change: Change, limits: Sequence[Limit]) -> bool:
     return change.shift.certain is None and change.metric.name in MAIN and change.shift.value != 0
 
 
-def changes_tables(changes: Sequence[Change], limits: Sequence[Limit]) -> list[Table[Change]]:
-    """A table for each pair of runs, old, new and change of every metric in its rows; the last says how."""
+def changes_tables(
+    changes: Sequence[Change], limits: Sequence[Limit], names: Mapping[str, str]
+) -> list[Table[Change]]:
+    """A table for each pair of runs, old, new and change of every metric in its rows; the last says how.
+
+    Args:
+        names: of the new runs' models, by run id.
+    """
     groups = list(by_pair(changes).values())
     columns = [
         Column[Change]("metric", lambda c: c.metric.name, label=True),
@@ -264,7 +277,7 @@ def changes_tables(changes: Sequence[Change], limits: Sequence[Limit]) -> list[T
         columns.append(Column[Change]("limit", lambda c: _limit(c, limits)))
     return [
         Table(
-            f"{model_of(group[0].new.record)}: {what(group[0].new.record)}",
+            f"{names[group[0].new.record.run_id]}: {what(group[0].new.record)}",
             columns,
             group,
             HOW_TO_READ if group is groups[-1] else "",
@@ -281,12 +294,16 @@ def by_pair(changes: Sequence[Change]) -> dict[str, list[Change]]:
     return found
 
 
-def unmatched_table(rows: Sequence[Unmatched]) -> Table[Unmatched]:
-    """Runs that nothing was compared with."""
+def unmatched_table(rows: Sequence[Unmatched], names: Mapping[str, str]) -> Table[Unmatched]:
+    """Runs that nothing was compared with.
+
+    Args:
+        names: of their models, by run id.
+    """
     return Table(
         "Not compared",
         (
-            Column[Unmatched]("model", lambda u: model_of(u.run.record), label=True),
+            Column[Unmatched]("model", lambda u: names[u.run.record.run_id], label=True),
             Column[Unmatched]("measured", lambda u: what(u.run.record), label=True),
             Column[Unmatched](
                 "why", lambda u: Cell(u.why, "failed" if u.broke else "measured"), prose=3, label=True

@@ -9,6 +9,7 @@ from typing import Any, cast
 from evalsuite.core.record import Record
 from evalsuite.core.spec import Serving
 from evalsuite.core.units import byte_unit
+from evalsuite.report.apart import checkpoint_names
 from evalsuite.report.choose import device_of, model_of
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
@@ -42,9 +43,10 @@ def models_table(records: Sequence[Record]) -> Table[Record]:
         records: of runs that loaded a model, one for each checkpoint.
     """
     unit, size = byte_unit(max(r.model.stored_bytes for r in records if r.model))
+    names = checkpoint_names(records)
     labels, shared = settle(
         (
-            Column[Record]("model", model_of, label=True),
+            Column[Record]("model", lambda r: names[r.run_id], label=True),
             Column[Record]("architecture", lambda r: r.model.architecture if r.model else "", label=True),
             Column[Record]("stored as", lambda r: r.model.stored if r.model else "", label=True),
         ),
@@ -112,10 +114,11 @@ def flags_table(records: Sequence[Record]) -> Table[Record]:
     Args:
         records: speed and footprint runs, one for each model, engine, serving and outcome.
     """
+    names = checkpoint_names(records)
     return Table(
         "Arguments as probed",
         [
-            Column[Record]("model", model_of, label=True),
+            Column[Record]("model", lambda r: names[r.run_id], label=True),
             Column[Record]("engine", _engine, label=True),
             Column[Record]("asked for", lambda r: " ".join(_asked(r)) or "nothing", prose=3, label=True),
             Column[Record]("was on", lambda r: _engaged(r.engaged) or NOT_MEASURED, prose=3),

@@ -7,6 +7,7 @@ from typing import Any
 from evalsuite.core.record import Record, Status
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import Estimate, SpeedResult
+from evalsuite.report.apart import checkpoint_names
 from evalsuite.report.choose import device_of, model_of
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
@@ -97,7 +98,6 @@ def _routing_sentence(routing: str) -> str:
 
 
 SETTINGS = (
-    Setting("model", lambda r: r.model, "{}".format),
     Setting("cache", lambda r: slots(r.spec), _cache_sentence),
     Setting("mode", lambda r: r.mode, lambda mode: "mode unknown" if mode == "unknown" else mode),
     Setting(
@@ -117,8 +117,6 @@ SETTINGS = (
     Setting("output", lambda r: f"{r.spec.workload.output_len:,}", "{} output tokens".format),
     Setting("repeats", lambda r: str(r.spec.workload.repeats), "{} repeats".format),
 )
-
-
 ONLY_TO_TELL_APART = ("GPU", "repeats")  # columns where rows would otherwise read the same
 
 
@@ -209,10 +207,17 @@ def load_table(rows: Sequence[Row]) -> Table[Row]:
     )
 
 
+def _settings(rows: Sequence[Row]) -> tuple[Setting, ...]:
+    """All of them, models of one name told apart."""
+    names = checkpoint_names([row.record for row in rows])
+    return Setting("model", lambda r: names[r.record.run_id], "{}".format), *SETTINGS
+
+
 def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     """Columns for settings that vary, the model where none does; and a sentence on those that do not."""
-    values = {setting.title: {setting.get(row) for row in rows} - {UNKNOWN} for setting in SETTINGS}
-    varying = [s for s in SETTINGS if len(values[s.title]) > 1]
+    settings = _settings(rows)
+    values = {setting.title: {setting.get(row) for row in rows} - {UNKNOWN} for setting in settings}
+    varying = [s for s in settings if len(values[s.title]) > 1]
     for title in ONLY_TO_TELL_APART:
         others = [s for s in varying if s.title != title]
         if len({tuple(s.get(row) for s in others) for row in rows}) == len(rows):
@@ -221,7 +226,7 @@ def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     columns = columns or [Column[Row]("model", lambda r: r.model, label=True)]
     shared = [
         s.sentence(" or ".join(sorted(values[s.title])))
-        for s in SETTINGS
+        for s in settings
         if s.sentence and values[s.title] and s not in varying
     ]
     said = ", ".join(sentence for sentence in shared if sentence)
@@ -266,7 +271,7 @@ def device_table(rows: Sequence[Row]) -> Table[list[Row]] | None:
         by_cell.setdefault(row.spec.model_copy(update={"serving": serving}).model_dump_json(), []).append(row)
     skipped = ("on", "GPU")
     settings = [
-        s for s in SETTINGS if s.title not in skipped and len({s.get(r) for r in rows} - {UNKNOWN}) > 1
+        s for s in _settings(rows) if s.title not in skipped and len({s.get(r) for r in rows} - {UNKNOWN}) > 1
     ]
 
     def speed(device: str) -> Callable[[list[Row]], Cell | str]:

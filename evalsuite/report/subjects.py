@@ -8,6 +8,7 @@ from typing import Any
 from evalsuite.core.errors import ModelError, StorageError
 from evalsuite.core.record import Record
 from evalsuite.data.models import DEMO, find_checkpoint
+from evalsuite.report.apart import checkpoint_names
 from evalsuite.report.choose import Lineage, device_of, grouped, model_of, newest, perplexity_condition
 from evalsuite.report.footprint import phase_table
 from evalsuite.report.gallery import Gallery, Picture
@@ -225,8 +226,9 @@ class Book:
             return Section("models", "Models")
         tables: list[AnyTable] = [models_table(records)]
         folders = [(record, _folder(record)) for record in records]
+        names = checkpoint_names(records)
         configured = [
-            Configured(model_of(record), find_checkpoint(str(folder), weights=False).config())
+            Configured(names[record.run_id], find_checkpoint(str(folder), weights=False).config())
             for record, folder in folders
             if folder is not None
         ]

@@ -1,4 +1,4 @@
-"""What else differs between two sides than what was asked for: machines and the libraries on them.
+"""What else differs between two sides than what was asked for: weights, machines and the libraries on them.
 
 A difference of two folders may be due to it as well as to the change that is looked for; so it is named.
 """
@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evalsuite.core.record import Record
+from evalsuite.report.choose import model_of
 
 
 @dataclass(frozen=True)
 class Surrounding:
-    """A driver, library or part of a machine that is another in some pairs, and in how many."""
+    """A driver, library, part of a machine or a model's weights: others in some pairs, and in how many."""
 
     name: str
     old: str
@@ -42,9 +43,10 @@ def sentence(found: Iterable[Surrounding], pairs: int) -> str:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    machine = record.machine
+    machine, model = record.machine, record.model
     facts = {
-        "device": record.model.device_name if record.model else None,
+        "device": model.device_name if model else None,
+        f"weights of {model_of(record)}": model.fingerprint[:12] if model else None,
         "GPUs": " + ".join(gpu.name for gpu in machine.gpus) or None,
         "driver": machine.gpu_driver,
         "CUDA": machine.cuda,

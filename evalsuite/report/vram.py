@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from evalsuite.core.record import Record
 from evalsuite.core.spec import Serving
 from evalsuite.core.telemetry import EngineMemory
-from evalsuite.report.choose import device_of, model_of
+from evalsuite.report.apart import checkpoint_names
+from evalsuite.report.choose import device_of
 from evalsuite.report.footprint import gigabytes
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
@@ -40,7 +41,6 @@ def _slots(record: Record) -> str:
 
 
 LABELS = (
-    Column[Record]("model", model_of, label=True),
     Column[Record]("measured by", lambda r: r.kind, label=True),
     Column[Record]("cache", _slots, label=True),
     Column[Record]("mode", lambda r: str(r.engaged.get("mode", "")), label=True),
@@ -56,7 +56,9 @@ def vram_table(records: Sequence[Record]) -> Table[Record]:
     Args:
         records: speed and footprint runs.
     """
-    labels, shared = settle(LABELS, records)
+    names = checkpoint_names(records)
+    model = Column[Record]("model", lambda r: names[r.run_id], label=True)
+    labels, shared = settle((model, *LABELS), records)
     columns = [
         Column[Record]("checkpoint on disk", _disk, "GB", "lower"),
         Column[Record]("weights", lambda r: gigabytes(engine_numbers(r).weights_bytes), "GB", "lower"),

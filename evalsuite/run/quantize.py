@@ -13,7 +13,8 @@ import pandas as pd
 from evalsuite.core.record import QuantizeResult, Record, Status, status_of
 from evalsuite.core.spec import QuantizeSpec, spec_hash
 from evalsuite.data.models import Checkpoint, find_checkpoint
-from evalsuite.engines.loading import out_of_memory, require_gguf
+from evalsuite.engines.compute import out_of_memory
+from evalsuite.engines.loading import require_gguf
 from evalsuite.quant import pipeline
 from evalsuite.quant.checkpoint import open_checkpoint
 from evalsuite.quant.plan import Plan, plan_geometry, plan_shards

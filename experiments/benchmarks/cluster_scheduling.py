@@ -116,6 +116,12 @@ class SimulatedPool:
         worker, block = event
         return (Scored(worker, block, BlockScores(tuple(map(float, range(block.start, block.stop))))),)
 
+    def silent(self, workers: Sequence[str], silent_s: float, stuck_after_s: float | None) -> None:
+        raise AssertionError(f"nobody answered for {silent_s} s")
+
+    def replace(self, worker: str, reason: str) -> None:
+        raise AssertionError(f"{worker}: {reason}")
+
     def now_s(self) -> float:
         return self._clock_s
 
@@ -223,6 +229,9 @@ class Quiet:
     """A watcher that looks away."""
 
     def phase(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
         pass
 
     def workers(self, count: int) -> None:

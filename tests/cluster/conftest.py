@@ -25,9 +25,13 @@ class Watcher:
 
     def __init__(self, *acts):
         self.phases, self.counts, self.done, self._acts = [], [], [], list(acts)
+        self.warnings = []
 
     def phase(self, text):
         self.phases.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
 
     def workers(self, count):
         self.counts.append(count)

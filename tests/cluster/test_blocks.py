@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalsuite.cluster.blocks import MOST_LOSSES, Block, BlockQueue
+from evalsuite.cluster.blocks import MOST_LOSSES, STUCK, STUCK_S, Block, BlockQueue
 from evalsuite.core.errors import EngineDied, OutOfMemory
 
 
@@ -171,3 +171,42 @@ def test_blocks_grow_to_seconds_and_shrink_towards_the_end():
     assert sizes[0] == 128
     assert sizes[-1] == 2
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_who_has_a_block_for_too_long_is_stuck_and_it_is_handed_out_again_once():
+    made = queue(total=40, workers=3, most_batches=1)
+    first, second = made.take("a", 0.0), made.take("b", 1.0)
+    assert made.stuck(1e9) == {}, "nothing is known of how long a block takes"
+    third = made.take("c", 2.0)
+    made.done("c", third, None, 4.0)
+    fourth = made.take("c", 4.0)
+    assert made.stuck(STUCK_S - 0.1) == {}
+    assert made.stuck(STUCK_S) == {"a": STUCK_S}
+    assert made.stuck(STUCK_S + 2.0) == {"a": STUCK_S + 2.0, "b": STUCK_S + 1.0}
+    for worker in ("a", "b"):
+        made.lost(worker, "by script")
+    assert list(made.held) == ["c"]
+    assert [made.take(worker, STUCK_S + 2.0) for worker in ("d", "e")] == [first, second]
+    assert made.take("f", STUCK_S + 2.0) == Block(fourth.stop, fourth.stop + 2, 2), "neither goes out again"
+
+
+def test_a_slow_model_gives_its_workers_more_time():
+    made = queue(workers=2, most_batches=1)
+    first = made.take("a", 0.0)
+    made.done("a", first, None, 2 * STUCK_S)
+    late = made.take("a", 2 * STUCK_S)
+    assert made.stuck_after_s(late) == STUCK * 2 * STUCK_S
+    assert made.stuck(2 * STUCK_S + STUCK * 2 * STUCK_S - 1.0) == {}
+    assert list(made.stuck(2 * STUCK_S + STUCK * 2 * STUCK_S)) == ["a"]
+
+
+def test_a_stuck_worker_whose_block_another_one_did_is_found_and_costs_nothing():
+    made = queue(total=4, workers=2, most_batches=1)
+    stuck, quick = made.take("stuck", 0.0), made.take("quick", 0.0)
+    made.done("quick", quick, None, 1.0)
+    assert made.take("quick", 20.0) == stuck
+    made.done("quick", stuck, None, 21.0)
+    assert list(made.stuck(STUCK_S)) == ["stuck"]
+    made.lost("stuck", "by script")
+    assert made.finished
+    assert made.take("next", STUCK_S) is None

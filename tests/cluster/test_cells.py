@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import pytest
 from run.conftest import Watcher as Sweeping
 
+from evalsuite.cluster import benches
 from evalsuite.cluster import speed as cluster_speed
+from evalsuite.cluster.benches import survey
 from evalsuite.cluster.cells import CellFiles, Ended, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.nodes import read_node
-from evalsuite.cluster.speed import Bench, run_sweep_on, survey
+from evalsuite.cluster.places import Bench
+from evalsuite.cluster.speed import run_sweep_on
 from evalsuite.core.spec import Serving, SpeedSpec, Workload, spec_hash
 from evalsuite.data.corpora import load_corpus
 from evalsuite.run.speed import Plan
@@ -58,7 +61,7 @@ class Tasks:
 
 
 def test_relative_paths_are_the_drivers_and_the_record_keeps_them_as_typed(there, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_speed, "_on", lambda node: None)
+    monkeypatch.setattr(cluster_speed, "only_on", lambda node: None)
     corpus, ray = load_corpus("builtin"), Tasks()
     subjects = {there.model: prepare(there.model, there.serving, there.workload, corpus)}
     plan = Plan(RunStore(tmp_path / "results"), subjects, 0, "auto", Sweeping())
@@ -82,10 +85,10 @@ def test_relative_paths_are_the_drivers_and_the_record_keeps_them_as_typed(there
 
 
 def test_a_sweep_says_once_to_whom_it_connects_and_who_else_can(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_speed, "connected", lambda address: nullcontext(Tasks()))
+    monkeypatch.setattr(benches, "connected", lambda address: nullcontext(Tasks()))
     monkeypatch.setattr(
-        cluster_speed,
-        "_admitted",
+        benches,
+        "admitted",
         lambda ray, nodes, progress, like: [Bench(node, read_machine()) for node in nodes],
     )
     watcher, choice = Sweeping(), ClusterChoice("10.0.0.1:6379")

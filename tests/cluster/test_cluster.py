@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from cluster.conftest import Watcher, small_spec
 from evalsuite.cluster.connect import ClusterChoice, connected
 from evalsuite.cluster.nodes import Demand
+from evalsuite.cluster.order import Order
 from evalsuite.cluster.perplexity import run_perplexity_on
-from evalsuite.cluster.pool import Order, RayPool
+from evalsuite.cluster.pool import RayPool
 from evalsuite.core.errors import NonFiniteScore, UsageError
 from evalsuite.data.models import find_checkpoint
 from evalsuite.run.perplexity import prepare_request

@@ -3,10 +3,11 @@
 import pytest
 from run.conftest import Watcher as Sweeping
 
+from evalsuite.cluster.benches import survey
 from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.nodes import read_node
 from evalsuite.cluster.places import Bench, Errand, Places
-from evalsuite.cluster.speed import run_sweep_on, survey
+from evalsuite.cluster.speed import run_sweep_on
 from evalsuite.core.errors import EngineDied, UsageError
 from evalsuite.core.record import Machine
 from evalsuite.core.spec import Serving, SpeedSpec, Workload

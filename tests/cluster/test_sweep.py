@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from run.conftest import Watcher as Sweeping
 
-from evalsuite.cluster import speed
+from evalsuite.cluster import benches, speed
 from evalsuite.cluster.cells import CellFiles, Ended, Said, Source, measure_group
 from evalsuite.cluster.connect import ClusterChoice
 from evalsuite.cluster.scorer import NodeReport
@@ -62,7 +62,7 @@ class Stub:
         return SimpleNamespace(options=options)
 
     def _begin(self, function, node, given):
-        if function is speed.report_node:
+        if function is benches.report_node:
             return NodeReport(self.machines[node], "")
         self.began.append(node)
         script = self.script[node]
@@ -94,10 +94,11 @@ def ray(monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(speed, "connected", lambda _: Connected())
-    monkeypatch.setattr(speed, "resolve", lambda address: address)
-    monkeypatch.setattr(speed, "_on", lambda node: node.id)
-    monkeypatch.setattr(speed, "read_machine", lambda: MACHINE)
+    monkeypatch.setattr(benches, "connected", lambda _: Connected())
+    monkeypatch.setattr(benches, "resolve", lambda address: address)
+    for user in (benches, speed):
+        monkeypatch.setattr(user, "only_on", lambda node: node.id)
+    monkeypatch.setattr(benches, "read_machine", lambda: MACHINE)
     monkeypatch.setattr(speed, "LOOK_S", 0.0)
     monkeypatch.setattr(speed.time, "sleep", lambda _: None)
     return stub

@@ -118,7 +118,7 @@ def test_a_flag_of_vllms_is_refused_where_auto_takes_torch():
 
 @pytest.mark.usefixtures("_vllm")
 def test_a_vllm_of_the_wrong_kind(monkeypatch):
-    monkeypatch.setattr("evalsuite.engines.loading.resolve_compute", lambda device, dtype: None)
+    monkeypatch.setattr("evalsuite.engines.compute.resolve_compute", lambda device, dtype: None)
     with pytest.raises(UsageError, match="cannot compute on cuda:0"):
         check_scorer(spec(engine="vllm", device="cuda:0"))
     monkeypatch.setattr(scorers, "built_for_cpu", lambda: False)

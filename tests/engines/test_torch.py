@@ -17,8 +17,8 @@ from evalsuite.core.protocol import PROTOCOLS, protocol
 from evalsuite.core.spans import span
 from evalsuite.data.models import find_checkpoint
 from evalsuite.data.windows import TokenWindow, cut, plan_windows
+from evalsuite.engines.compute import resolve_compute
 from evalsuite.engines.head import Head, nats_of
-from evalsuite.engines.loading import resolve_compute
 from evalsuite.engines.torch import TorchScorer, divergences
 
 TOKENS = 75

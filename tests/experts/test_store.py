@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from evalsuite.core.errors import OutOfMemory, StorageError
 from evalsuite.experts import files
-from evalsuite.experts.files import HEADER_BYTES, Header, entries, in_use, remove
+from evalsuite.experts.files import entries, in_use, remove
+from evalsuite.experts.header import HEADER_BYTES, Header
 from evalsuite.experts.layout import ALIGNMENT, Field, RecordLayout
 from experts.stores import IDENTITY, LAYOUT, MadeUp, disk, filled, pinned
 

@@ -1,7 +1,7 @@
 """No two runs under one name, and no more words than it takes."""
 
 from evalsuite.core.record import Record
-from evalsuite.report.apart import names_apart, words_apart
+from evalsuite.report.apart import checkpoint_names, names_apart, words_apart
 from evalsuite.report.choose import engine_of
 from report.record_files import model, speed_record
 
@@ -34,6 +34,17 @@ def test_dtype_and_storage():
     }
 
 
+def test_checkpoints_of_one_name_are_told_apart_by_their_places():
+    def there(run_id: str, place: str, **changes: object) -> Record:
+        return run(run_id, spec={**speed_record().spec, "model": place}, **changes)
+
+    assert names_apart([there("a", "./a/m"), there("b", "./b/m"), there("c", "./c/m", engaged={})]) == {
+        "a": "m (vllm, ./a/m)",
+        "b": "m (vllm, ./b/m)",
+        "c": "m (torch)",
+    }
+
+
 def test_two_requests_of_one_second():
     found = words_apart([run("a", spec_hash="1"), run("b", spec_hash="2")], lambda record: "n")
     assert found == {"a": ("request 1",), "b": ("request 2",)}
@@ -45,3 +56,17 @@ def test_an_engine_is_read_where_it_was_written():
         engine_of(run("a", engaged={}, model=model().model_copy(update={"engaged": {"vllm": "0.32"}})))
         == "vllm"
     )
+
+
+def test_checkpoints_of_one_name_carry_their_places_and_one_checkpoint_under_two_paths_does_not():
+    def there(run_id: str, place: str, fingerprint: str, name: str = "m") -> Record:
+        weights = model(name).model_copy(update={"fingerprint": fingerprint})
+        return run(run_id, name, spec={**speed_record().spec, "model": place}, model=weights)
+
+    one, same, other = there("a", "./a/m", "1"), there("b", "b/m", "1"), there("c", "./c/m", "2")
+    assert checkpoint_names([one, same]) == {"a": "m", "b": "m"}
+    assert checkpoint_names([one, other, there("d", "./d", "3", "n")]) == {
+        "a": "m (./a/m)",
+        "c": "m (./c/m)",
+        "d": "n",
+    }

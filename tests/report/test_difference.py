@@ -217,7 +217,7 @@ class TestUnchecked:
         found = compared(old, new)
         (failure,) = found.failures(limits)
         assert failure.endswith("was 0 before, of which there is no share")
-        (table,) = changes_tables(telling(found.changes, limits), limits)
+        (table,) = changes_tables(telling(found.changes, limits), limits, found.names)
         assert {row[0]: row[-1] for row in table.cells()}["hits_percent"] == "unchecked"
 
 
@@ -238,11 +238,12 @@ class TestSigned:
         for name, ends in (("old", old), ("new", new)):
             copy_runs(tmp_path / name, *runs)
             (folder,) = (tmp_path / name).glob("demo-rtn*/compare-*")
-            found = dict(zip(("delta_ln_ppl", "low", "high"), ends, strict=True))
-            edit(folder, lambda data, found=found: data["results"].update(found))
-        one = change(compared(tmp_path / "old", tmp_path / "new"), "delta_ln_ppl")
+            values = dict(zip(("delta_ln_ppl", "low", "high"), ends, strict=True))
+            edit(folder, lambda data, values=values: data["results"].update(values))
+        found = compared(tmp_path / "old", tmp_path / "new")
+        one = change(found, "delta_ln_ppl")
         assert one.relative is None
-        (table,) = changes_tables([one], ())
+        (table,) = changes_tables([one], (), found.names)
         assert table.cells()[0][3:] == [changed, shown]
 
 
@@ -255,7 +256,7 @@ class TestSpeed:
         assert one.shift.value == pytest.approx(-0.2)
         limits = [parse_limit("decode_tok_s<-5%"), parse_limit("decode_tok_s<-25%"), parse_limit("ppl>+1%")]
         assert [limit.text for _, limit in found.crossed(limits)] == ["decode_tok_s<-5%"]
-        (table,) = changes_tables(telling(found.changes, limits), limits)
+        (table,) = changes_tables(telling(found.changes, limits), limits, found.names)
         rows = {row[0]: row[1:] for row in table.cells()}
         assert rows["decode_tok_s"] == ["100.0 ± 1.0", "80.0 ± 1.0", "-20.0 ± 1.3 %", "yes, worse", "crossed"]
         assert rows["weights_gb"][-2:] == ["equal", "—"]
@@ -266,7 +267,7 @@ class TestSpeed:
         found = compared(old, new)
         assert change(found, "decode_tok_s").shift.certain is False
         assert found.crossed([parse_limit("decode_tok_s<-5%")]) == []
-        (table,) = changes_tables(found.changes, ())
+        (table,) = changes_tables(found.changes, (), found.names)
         assert {row[0]: row[4] for row in table.cells()}["decode_tok_s"] == "no"
 
     def test_another_index_of_gpu_matches_and_another_device_does_not(self, tmp_path: Path):
@@ -292,5 +293,44 @@ class TestSpeed:
         new = store(tmp_path / "new", speed_record(status="oom"), speed_record(size=8, status="oom"))
         found = compared(old, new)
         assert [one.why for one in found.broken] == ["out of memory, and had succeeded before"]
-        whys = {row[2] for row in unmatched_table(found.unmatched).cells()}
+        whys = {row[2] for row in unmatched_table(found.unmatched, found.names).cells()}
         assert whys == {"out of memory, and had succeeded before", "out of memory, as before"}
+
+
+class TestNames:
+    """Checkpoints of one name, which lie in different places."""
+
+    def of(self, place: str, stamp: str = "20261101T000000Z", **changes: Any) -> Record:
+        """A cell of the checkpoint ``demo-int4`` there."""
+        record = speed_record("demo-int4", stamp=stamp)
+        return record.model_copy(update={"spec": {**record.spec, "model": f"{place}/demo-int4"}} | changes)
+
+    def test_two_pairs_of_one_name_have_two_titles(self, tmp_path: Path):
+        runs = self.of("./a"), self.of("./b", LATER), speed_record("other")
+        old, new = (store(tmp_path / side, *runs) for side in ("old", "new"))
+        found = compared(old, new)
+        titles = [table.title for table in changes_tables(found.changes, (), found.names)]
+        assert sorted(title.partition(":")[0] for title in titles) == [
+            "demo-int4 (./a/demo-int4)", "demo-int4 (./b/demo-int4)", "other"
+        ]  # fmt: skip
+
+    def test_a_name_alone_is_enough_where_different_things_were_measured(self, tmp_path: Path):
+        runs = self.of("./a"), speed_record("demo-int4", size=8)
+        old, new = (store(tmp_path / side, *runs) for side in ("old", "new"))
+        assert set(compared(old, new).names.values()) == {"demo-int4"}
+
+    def test_runs_without_a_partner_are_told_apart(self, tmp_path: Path):
+        old, new = store(tmp_path / "old", self.of("./a")), store(tmp_path / "new", self.of("./b", LATER))
+        found = compared(old, new)
+        rows = {row[0]: row[2] for row in unmatched_table(found.unmatched, found.names).cells()}
+        assert rows == {
+            "demo-int4 (./a/demo-int4)": "only in the old folder",
+            "demo-int4 (./b/demo-int4)": "only in the new folder",
+        }
+
+    def test_other_weights_under_the_same_name_are_said(self, tmp_path: Path):
+        again = model("demo-int4").model_copy(update={"fingerprint": "0123456789abcdef"})
+        old = store(tmp_path / "old", self.of("."))
+        new = store(tmp_path / "new", self.of(".", LATER, model=again))
+        (one,) = compared(old, new).surroundings
+        assert (one.name, one.new) == ("weights of demo-int4", "0123456789ab")

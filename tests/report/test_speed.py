@@ -255,3 +255,15 @@ def test_cells_are_sorted_by_cache_size_with_every_expert_last():
     assert [r.spec.serving.moe_expert_cache_size for r in sorted((row(size=s) for s in sizes), key=speed_order)] == [
         8, 128, None,
     ]  # fmt: skip
+
+
+def test_checkpoints_of_one_name_are_told_apart_by_their_places():
+    def there(place, fingerprint):
+        made = row(model=f"{place}/m")
+        facts = made.record.model.model_copy(update={"name": "m", "fingerprint": fingerprint})
+        return replace(made, record=made.record.model_copy(update={"model": facts}))
+
+    rows = [there("./a", "1"), there("./b", "2")]
+    for table in (speed_table(rows), latency_table(rows), load_table(rows)):
+        assert column(table, "model") == ["m (./a/m)", "m (./b/m)"]
+    assert speed_table([there("./a", "1"), there("./b", "1")]).caption.startswith("m, ")

@@ -4,12 +4,11 @@ import pytest
 from pydantic import ValidationError
 
 from evalsuite.core.errors import UsageError
+from evalsuite.run.cache_options import SimulationOptions, TraceOptions
 from evalsuite.run.options import (
     FootprintOptions,
     PerplexityOptions,
-    SimulationOptions,
     SpeedOptions,
-    TraceOptions,
     asked,
     default_corpus,
     one_device,

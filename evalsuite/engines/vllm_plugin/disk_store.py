@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from evalsuite.data.models import Checkpoint, find_checkpoint
-from evalsuite.experts.files import Header, OpenFile, cache_folder, open_or_write, read_records
+from evalsuite.experts.files import OpenFile, cache_folder, open_or_write, read_records
+from evalsuite.experts.header import Header
 from evalsuite.experts.layout import Field, RecordLayout
 from evalsuite.experts.store import Staging, memory_of
 
