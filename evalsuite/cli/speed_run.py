@@ -18,15 +18,14 @@ from evalsuite.data.models import Checkpoint, find_checkpoint
 from evalsuite.engines.bandwidth import measure_bandwidth
 from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
-    Row,
     device_table,
     failure_table,
     graph_ratios,
     latency_table,
     load_table,
-    mode_pairs,
     speed_table,
 )
+from evalsuite.report.speed_cell import Row, mode_pairs
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 from evalsuite.report.speed_rows import rows_of_other_devices, speed_rows
 from evalsuite.report.tables import Table

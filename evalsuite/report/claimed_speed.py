@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from evalsuite.report.choose import newest
 from evalsuite.report.claim_evidence import is_of
 from evalsuite.report.claims import Claim, Claims
-from evalsuite.report.speed import Row, decode_cell, runs_of
+from evalsuite.report.speed import decode_cell, runs_of
+from evalsuite.report.speed_cell import Row
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.store.runs import StoredRun
 

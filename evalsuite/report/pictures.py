@@ -18,7 +18,7 @@ from evalsuite.report.plots import COLOURS, convergence, quantization_error
 from evalsuite.report.quantization import errors_by_layer, recipe_text
 from evalsuite.report.quantizations import result_of as quantized
 from evalsuite.report.scatter_plots import Point, memory_speed, paired_windows
-from evalsuite.report.speed import Row, mode_pairs, slots
+from evalsuite.report.speed_cell import Row, mode_pairs, slots
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 from evalsuite.report.vram import engine_numbers
 from evalsuite.store.runs import StoredRun, load_windows

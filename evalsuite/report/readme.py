@@ -14,7 +14,8 @@ from evalsuite.report.choose import newest
 from evalsuite.report.claimed_speed import claimed_speed_table, one_sequence
 from evalsuite.report.claims import load_claims
 from evalsuite.report.perplexity import runs_table
-from evalsuite.report.speed import Row, speed_order, speed_table
+from evalsuite.report.speed import speed_table
+from evalsuite.report.speed_cell import Row, speed_order
 from evalsuite.store.runs import StoredRun, load_runs
 
 MARKED = re.compile(r"(<!-- table: (perplexity|speed|claims) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)

@@ -8,19 +8,16 @@ from evalsuite.core.speed import Estimate
 from evalsuite.report.footprint import gigabytes
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.speed import (
-    Row,
     agreement_cell,
     bound_cell,
     decode_cell,
     hit_cell,
-    mode_pairs,
     rate_text,
     runs_of,
-    settings_of,
     share_cell,
-    speed_order,
     speed_table,
 )
+from evalsuite.report.speed_cell import Row, mode_pairs, settings_of, speed_order
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.vram import device_peak, engine_numbers
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from evalsuite.core.speed import Estimate
 from evalsuite.report.plots import COLOURS, DASHES, MARKERS, STYLE, save_figure
-from evalsuite.report.speed import Row, mode_pairs, slots
+from evalsuite.report.speed_cell import Row, mode_pairs, slots
 
 SPEED = "decode speed of one sequence [tokens/s]"
 

@@ -9,7 +9,7 @@ from evalsuite.core.roofline import verdict
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import SpeedResult
 from evalsuite.report.choose import device_of
-from evalsuite.report.speed import Row, mode_pairs
+from evalsuite.report.speed_cell import Row, mode_pairs
 from evalsuite.store.runs import RunStore, StoredRun, load_record, load_tokens
 
 

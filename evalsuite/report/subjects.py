@@ -41,8 +41,9 @@ from evalsuite.report.quantizations import counted_table, recipes_table
 from evalsuite.report.quantizations import result_of as quantized
 from evalsuite.report.requirements import SMALL_BYTES, needs, requirements_table
 from evalsuite.report.section import Section
-from evalsuite.report.speed import Row, device_table, latency_table
+from evalsuite.report.speed import device_table, latency_table
 from evalsuite.report.speed_arms import cache_table, generation_table, modes_of, modes_table
+from evalsuite.report.speed_cell import Row
 from evalsuite.report.speed_rows import speed_rows
 from evalsuite.report.tables import Table
 from evalsuite.report.vram import serving_of, vram_table

@@ -14,15 +14,14 @@ from evalsuite.core.speed import Bound, Estimate, LoadTimes, SpeedResult
 from evalsuite.measure.speed import estimate
 from evalsuite.report.forecast import forecast_table
 from evalsuite.report.speed import (
-    Row,
     device_table,
     failure_table,
     graph_ratios,
     latency_table,
     load_table,
-    speed_order,
     speed_table,
 )
+from evalsuite.report.speed_cell import Row, speed_order
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 
 MACHINE = Machine(platform="x", cpu="c", cpu_cores=1, ram_bytes=1, python="3.11", packages={})
