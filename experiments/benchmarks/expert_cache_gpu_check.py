@@ -37,7 +37,7 @@ from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.engine import arg_utils  # noqa: E402, F401  (what the plugin extends)
 from vllm_cpu.tiny_moe import write_tiny_moe  # noqa: E402
 
-from evalsuite.engines.vllm_plugin import register  # noqa: E402
+from evalsuite.engines.vllm_plugin import client, register  # noqa: E402
 from evalsuite.engines.vllm_plugin.layers import CachedExperts  # noqa: E402
 from evalsuite.experts.policy import make_policy  # noqa: E402
 
@@ -165,7 +165,7 @@ def check(kind: str, folder: Path, arguments: argparse.Namespace) -> Iterator[di
             for policy in arguments.policies if store == "pinned" else arguments.policies[:1]:
                 llm = start(folder, False, cache_size=arguments.sizes[0], cache_policy=policy, store=store)
                 for size in arguments.sizes:
-                    llm.collective_rpc("resize_expert_cache", args=(size,))
+                    client.resize(llm, size)
                     row = {"kind": kind, "mode": "eager", "policy": policy, "store": store, "size": size}
                     traces = record(llm)
                     mine = answers(llm, together=False)
@@ -184,7 +184,7 @@ def check(kind: str, folder: Path, arguments: argparse.Namespace) -> Iterator[di
         for policy in arguments.policies:
             llm = start(folder, True, cache_size=arguments.sizes[0], cache_policy=policy)
             for size in arguments.sizes:
-                llm.collective_rpc("resize_expert_cache", args=(size,))
+                client.resize(llm, size)
                 row = {"kind": kind, "mode": "graphs", "policy": policy, "size": size}
                 mine = answers(llm, together=False)
                 if (policy, size) in alone_counts:

@@ -116,7 +116,7 @@ def run_cells(cells: list[dict[str, Any]], arguments: argparse.Namespace) -> Ite
     from vllm import LLM
     from vllm.engine import arg_utils  # noqa: F401 (what the plugin extends)
 
-    from evalsuite.engines.vllm_plugin import register
+    from evalsuite.engines.vllm_plugin import client, register
 
     register()
     first = cells[0]
@@ -140,7 +140,7 @@ def run_cells(cells: list[dict[str, Any]], arguments: argparse.Namespace) -> Ite
     for cell in cells:
         began = time.perf_counter()
         if cell is not first:
-            llm.collective_rpc("resize_expert_cache", args=(int(cell["size"]),))
+            client.resize(llm, int(cell["size"]))
         resize_s = time.perf_counter() - began
         yield cell | {"load_s": load_s, "resize_s": resize_s} | run_cell(llm, cell, arguments)
 
