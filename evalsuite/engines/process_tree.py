@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import psutil
 
+from evalsuite.telemetry.process import runs
+
 GRACE_S = 20.0  # from SIGTERM to SIGKILL
 POLL_S = 0.025
 
@@ -23,14 +25,7 @@ def members(session: int, mark: tuple[str, str] | None = None) -> list[psutil.Pr
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == session or (mark and process.environ().get(mark[0]) == mark[1]):
                 found[process.pid] = process
-    return [process for process in found.values() if lives(process)]
-
-
-def lives(process: psutil.Process) -> bool:
-    """An orphan that ended may stay a zombie for good, where no init reaps it."""
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+    return [process for process in found.values() if runs(process)]
 
 
 def send(processes: Sequence[psutil.Process], sign: signal.Signals) -> None:
@@ -57,6 +52,6 @@ def _wait_for_end(processes: Sequence[psutil.Process], root: subprocess.Popen[by
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         root.poll()  # reaps it
-        if not any(lives(process) for process in processes):
+        if not any(runs(process) for process in processes):
             return
         time.sleep(POLL_S)

@@ -106,7 +106,7 @@ class ServerGenerator:
                 self._wait(on_progress)
             self._longest = self._client.choose(checkpoint).longest
             if self._cached:
-                self._workers = WorkerReports(self._client, self._cached)
+                self._workers = WorkerReports(self._client, cached=True)
         except BaseException:
             self.close()
             raise

@@ -10,7 +10,6 @@ import select
 import signal
 import sys
 import threading
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from evalsuite.core.errors import EvalError
 from evalsuite.core.spec import Serving
 from evalsuite.engines.base import Generator
 from evalsuite.engines.fake import PREFIX, FakeGenerator
+from evalsuite.engines.process_tree import send
 
 
 def main(fd: int) -> None:
@@ -80,9 +80,7 @@ def _end_with_parent(fd: int) -> None:
     poller = select.poll()
     poller.register(fd, 0)  # a hang-up is reported whatever is asked for
     poller.poll()
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+    send(psutil.Process().children(recursive=True), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

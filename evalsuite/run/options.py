@@ -4,7 +4,7 @@ A field is named as the command line's option is, and what is left out is decide
 command that say the same thing make equal specs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -182,15 +182,7 @@ class SpeedOptions(Value):
                 tensor_parallel_sizes=self.tensor_parallel_size,
                 concurrencies=self.concurrency,
             ),
-            Serving(
-                engine=self.engine, dtype=self.dtype, load_format=self.load_format,
-                moe_expert_cache_policy=self.moe_expert_cache_policy, moe_expert_store=self.moe_expert_store,
-                moe_routing=self.moe_routing, max_model_len=self.max_model_len,
-                max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens,
-                gpu_memory_utilization=self.gpu_memory_utilization,
-                additional_config=self.additional_config, server_url=self.server_url,
-                trust_remote_code=self.trust_remote_code,
-            ),
+            _serving(self, axes={"gpus", "tensor_parallel_size"}),
             Workload(
                 corpus=self.corpus or prompt_corpus(self.load_format, *models),
                 tokenizer=self.tokenizer, input_len=self.input_len or (512 if gpu_count else 64),
@@ -248,21 +240,12 @@ class FootprintOptions(CacheOptions):
                 f"{self.tensor_parallel_size}.",
                 todo="name as many GPUs as share the model.",
             )
-        serving = Serving(
-            engine=self.engine, dtype=self.dtype, gpus=self.gpus,
-            tensor_parallel_size=self.tensor_parallel_size, load_format=self.load_format,
-            enforce_eager=self.enforce_eager, moe_expert_cache_size=self.moe_expert_cache_size,
-            moe_expert_cache_policy=self.moe_expert_cache_policy, moe_expert_store=self.moe_expert_store,
-            moe_routing=self.moe_routing, max_model_len=self.max_model_len, max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            gpu_memory_utilization=self.gpu_memory_utilization, trust_remote_code=self.trust_remote_code,
-        )  # fmt: skip
         workload = Workload(
             corpus=self.corpus or prompt_corpus(self.load_format, model), tokenizer=self.tokenizer,
             input_len=self.input_len, output_len=self.output_len, concurrency=self.concurrency, repeats=1,
             warmups=0, timeout_s=self.timeout,
         )  # fmt: skip
-        return FootprintSpec(model=model, serving=serving, workload=workload, idle_s=self.idle)
+        return FootprintSpec(model=model, serving=_serving(self), workload=workload, idle_s=self.idle)
 
 
 def asked(kind: type[Options], values: Mapping[str, Any]) -> Options:
@@ -306,6 +289,16 @@ def one_device(gpus: Sequence[int], cause: str) -> str:
             todo="give one index, such as --gpus 0.",
         )
     return f"cuda:{gpus[0]}"
+
+
+def _serving(options: SpeedOptions | FootprintOptions, axes: Set[str] = frozenset()) -> Serving:
+    """What options say of how a model is served, by the names that both have.
+
+    Args:
+        axes: of a sweep; each of its cells has its own.
+    """
+    shared = Serving.model_fields.keys() & type(options).model_fields.keys()
+    return Serving(**options.model_dump(include=shared - axes))
 
 
 def _all_last(sizes: Sequence[int | str]) -> list[int | str]:

@@ -68,12 +68,13 @@ class ProcessTree:
             with suppress(psutil.NoSuchProcess):
                 for child in process.children(recursive=True):
                     found.setdefault(child.pid, child)
-        self._members = {pid: process for pid, process in found.items() if _runs(process)}
+        self._members = {pid: process for pid, process in found.items() if runs(process)}
         self._ever |= self._members.keys()
         self._refreshed = time.monotonic()
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; an orphan may stay a zombie for good, where no init reaps it."""
     try:
         return process.is_running() and process.status() not in ENDED
     except psutil.NoSuchProcess:
@@ -118,7 +119,7 @@ class ProcessProbe:
             traffic = process.io_counters()
             faults = _major_faults(process.pid)
         except (psutil.AccessDenied, PermissionError):
-            if not _runs(process):
+            if not runs(process):
                 return  # it ended between two lines
             self.reasons |= dict.fromkeys(COUNTERS, f"process {process.pid} may not be read")
             return

@@ -107,7 +107,7 @@ def environment(cell: dict[str, Any]) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
     if cell["routing"] != "model":
-        ours["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = cell["routing"].partition(":")[0]
+        ours["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = cell["routing"]
     return os.environ | ours
 
 
@@ -194,24 +194,11 @@ def run_cell(llm: Any, cell: dict[str, Any], arguments: argparse.Namespace) -> d
 def prepare(routing: str) -> None:
     """The routing that a cell asks for, and dummy weights that are the same with and without a cache."""
     import torch
-    from vllm.model_executor.layers.fused_moe.router import routing_simulator_router as simulator
     from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
-    class Zipf(simulator.RoutingStrategy):
-        """Different experts for each token, by the Gumbel trick."""
+    from evalsuite.engines import vllm_zipf
 
-        def route_tokens(
-            self, hidden_states: Any, router_logits: Any, top_k: int, indices_type: Any = None
-        ) -> tuple[Any, Any]:
-            del hidden_states
-            shape, device = router_logits.shape, router_logits.device
-            ranks = torch.arange(1, shape[-1] + 1, device=device, dtype=torch.float32)
-            scores = torch.rand(shape, device=device).log().neg().log().neg() - exponent * ranks.log()
-            ids = scores.topk(top_k, dim=-1).indices.to(indices_type or torch.int64)
-            return torch.full(ids.shape, 1.0 / top_k, device=device), ids
-
-    exponent = float(routing.partition(":")[2] or 0)
-    simulator.RoutingSimulator.register_strategy("zipf", Zipf())
+    vllm_zipf.install(routing)
 
     generator = torch.Generator().manual_seed(1)
     count = (1 << 24) + 7919  # no multiple of a row, so that experts differ

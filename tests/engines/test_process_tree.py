@@ -6,7 +6,8 @@ import sys
 
 import psutil
 
-from evalsuite.engines.process_tree import lives, stop_tree
+from evalsuite.engines.process_tree import stop_tree
+from evalsuite.telemetry.process import runs
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -29,6 +30,6 @@ def test_children_that_ignore_sigterm_or_leave_the_session_end_too(tmp_path):
     tree = [psutil.Process(root.pid), *psutil.Process(root.pid).children(recursive=True)]
     assert len(tree) == 3
     stop_tree(root, grace_s=0.5)
-    assert [process for process in tree if lives(process)] == []
+    assert [process for process in tree if runs(process)] == []
     assert root.returncode == -signal.SIGTERM
     root.stdout.close()
