@@ -8,7 +8,9 @@ copied. Experts have the real size of the 35B-A3B in INT4, 1.62 MB in one record
 - pinned copy, pieces: the same bytes in pieces of one expert, enqueued back to back;
 - `pinned`: a `PinnedStore`;
 - `disk, warm`: a `DiskStore` whose file is in the page cache;
-- `disk, cold`: the same file after POSIX_FADV_DONTNEED, every expert once; bound by the disk, not by the bus.
+- `disk, cold`: the same file after POSIX_FADV_DONTNEED, every expert once; bound by the disk, not by the bus;
+- `kernels, pinned` and `kernels, disk, warm`, where vLLM is installed: the same steps through the kernels of
+  the vLLM plugin, all layers in one CUDA graph.
 
 Two times for each arm: by the host's clock, from the first step until the last copy is over, which counts
 everything that a step costs beside its copies; and of the copies alone, by the events around them. The ratio
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a checkout that is not installed
 
 from evalsuite.experts.cache import ExpertCache
+from evalsuite.experts.header import Header
 from evalsuite.experts.layout import Field, RecordLayout
 from evalsuite.experts.store import DiskStore, ExpertStore, Identity, PinnedStore
 from evalsuite.telemetry.machine import read_machine
@@ -172,6 +176,80 @@ def evict(path: Path) -> None:
     os.close(descriptor)
 
 
+def kernel_arms(
+    source: MadeUpExperts, folder: Path, device: torch.device, tokens: int, repeats: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The plugin's caches of eight slots, filled from memory and from a file."""
+    from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
+    from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile
+    from evalsuite.engines.vllm_plugin.host_store import HostExperts
+
+    shapes = {f.name: (f.shape, getattr(torch, f.dtype)) for f in LAYOUT.fields}
+    described = tuple((f.name, f.dtype, f.shape) for f in LAYOUT.fields)
+    header = Header("1".ljust(64, "0"), IDENTITY.checkpoint, IDENTITY.source, source.layers, source.experts,
+                    LAYOUT.record_bytes, described)  # fmt: skip
+    file = ExpertFile(header, LAYOUT, device, folder)
+    pinned: list[DeviceCache] = []
+    disk: list[DeviceCache] = []
+
+    def slots() -> dict[str, Tensor]:
+        return {n: torch.zeros(TOP_K, *s, dtype=d, device=device) for n, (s, d) in shapes.items()}
+
+    for layer in source.layers:
+        records = torch.zeros(source.experts, LAYOUT.record_bytes, dtype=torch.uint8)
+        source.read_layer(layer, records)
+        store = HostExperts(shapes, source.experts, pin=True)
+        for name, view in LAYOUT.views(records).items():
+            store.parts[name].copy_(view)
+        file.offer(layer, lambda records=records: records)
+        pinned.append(DeviceCache(layer, slots(), store, "lru"))
+        disk.append(DeviceCache(layer, slots(), DiskExperts(file, layer, tuple(shapes)), "lru"))
+    file.finish()
+    yield "kernels, pinned", measure_kernels(pinned, device, tokens, repeats)
+    yield "kernels, disk, warm", measure_kernels(disk, device, tokens, repeats)
+    for one, other in zip(pinned, disk, strict=True):
+        if not all(
+            torch.equal(t.view(torch.uint8), other.slots[n].view(torch.uint8)) for n, t in one.slots.items()
+        ):
+            raise SystemExit("the slots filled from the file differ from those filled from memory")
+    disk[0].check()
+    file.mailbox.readers.stop()
+
+
+def measure_kernels(caches: list[Any], device: torch.device, tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each repeat, by the host's clock."""
+    ids = torch.zeros(len(caches), 1, TOP_K, dtype=torch.int32, device=device)
+    steps = [missing_steps(caches[0].experts) for _ in caches]
+    routed = [
+        torch.tensor([next(step) for step in steps], dtype=torch.int32).pin_memory() for _ in range(tokens)
+    ]
+
+    def decode() -> None:
+        for cache, its_ids in zip(caches, ids, strict=True):
+            list(cache.serve(its_ids))
+
+    decode()
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        decode()
+    seconds: list[float] = []
+    for i in range(repeats + 1):
+        for cache in caches:
+            cache.clear()
+        synchronize(device)
+        began = time.perf_counter()
+        for its_routed in routed:
+            ids.copy_(its_routed.view(ids.shape), non_blocking=True)
+            graph.replay()
+        synchronize(device)
+        if i:
+            seconds.append(time.perf_counter() - began)
+    counts = [cache.counters() for cache in caches]
+    assert sum(c.hits for c in counts) == 0, "every expert has to be copied"
+    return {"seconds": seconds, "bytes": len(caches) * tokens * TOP_K * LAYOUT.record_bytes}
+
+
 def rates(name: str, measured: dict[str, Any], bound: float) -> dict[str, Any]:
     """Bytes per second by the host's clock and of the copies alone, medians, and the share of the bound."""
     by_host = measured["bytes"] / statistics.median(measured["seconds"])
@@ -239,6 +317,9 @@ def main() -> None:
             cold, device, min(tokens, once), args.repeats, before=lambda: evict(cold.path)
         )
         rows.append(rates("disk, cold", measured, bound))
+        if on_gpu and find_spec("vllm") is not None:
+            arms = kernel_arms(source, folder, device, tokens, args.repeats)
+            rows.extend(rates(name, measured, bound) for name, measured in arms)
 
     result = {
         "machine": read_machine().model_dump(mode="json"),

@@ -40,7 +40,7 @@ def extend_arguments() -> None:
             return create_engine_config(self, *args, **kwargs)
         from evalsuite.engines.vllm_plugin.refusals import prepare_arguments, prepare_configuration
 
-        prepare_arguments(self, settings)
+        prepare_arguments(self)
         config = create_engine_config(self, *args, **kwargs)
         prepare_configuration(config, settings)
         return config

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from evalsuite.core.cache import LayerCounters
 from evalsuite.engines.vllm_plugin import kernels
+from evalsuite.engines.vllm_plugin.copies import Loads, as_words
+from evalsuite.engines.vllm_plugin.disk_store import DiskExperts
 from evalsuite.engines.vllm_plugin.host_cache import Group
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
 
 ALL_TOKENS = 2**31 - 1
-WORDS = 4096  # 16 KiB for each program at once
-PROGRAMS_PER_PROCESSOR = 2
 
 
 class DeviceCache:
-    """Slots on the device, filled by kernels from a store that the device can address.
+    """Slots on the device, filled by kernels from a store that they can reach.
 
     Args:
         layer: the layer's number.
         slots: part to a tensor of `size` experts on the device, in the order of the store's parts.
-        store: every expert of the layer, pinned.
+        store: every expert of the layer.
         policy: name of the policy.
 
     Attributes:
@@ -36,18 +36,15 @@ class DeviceCache:
         counts: steps, hits, misses and overflow steps, int64 [4]; the worker makes it a row of one tensor.
     """
 
-    def __init__(self, layer: int, slots: Mapping[str, Tensor], store: HostExperts, policy: str) -> None:
+    def __init__(
+        self, layer: int, slots: Mapping[str, Tensor], store: HostExperts | DiskExperts, policy: str
+    ) -> None:
         self.layer, self.slots, self.store, self.policy_name = layer, dict(slots), store, policy
         self.experts = store.experts
         self.device = next(iter(self.slots.values())).device
-        self._words = tuple(t[0].nbytes // 4 for t in store.parts.values())
-        self._source = tuple(_as_words(_mapped(t, self.device)) for t in store.parts.values())
+        self._copies = store.copies(self.device)
         self.token_limit = torch.full((1,), ALL_TOKENS, dtype=torch.int32, device=self.device)
         self.counts = torch.zeros(4, dtype=torch.int64, device=self.device)
-        self._programs = 4
-        if self.device.type == "cuda":
-            processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-            self._programs = PROGRAMS_PER_PROCESSOR * processors
         self._allocate()
 
     @property
@@ -58,12 +55,12 @@ class DeviceCache:
         def state(count: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=self.device)
 
-        self._targets = tuple(_as_words(t.data) for t in self.slots.values())
+        self._targets = tuple(as_words(t.data) for t in self.slots.values())
         self._slot_of, self._position_of, self._flag_of = (state(self.experts) for _ in range(3))
         self._expert_in, self._last_used, self._worth, self._count = (state(self.size) for _ in range(4))
         self._frequency = state(self.size, torch.float32)
         self._scalars = state(3)
-        self._load_expert, self._load_slot, self._load_count = state(self.experts), state(self.size), state(1)
+        self._loads = Loads(state(1), state(self.experts), state(self.size))
         self._expert_map = state(self.experts)
         self.clear()
 
@@ -100,22 +97,26 @@ class DeviceCache:
     def _launch(self, ids: Tensor, slots: Tensor, index: int, groups: int) -> None:
         width = _power_of_two(self.size)
         place: Any = kernels.place
-        fetch: Any = kernels.fetch
         place[(1,)](
             ids, ids.numel(), self.token_limit, ids.shape[-1], slots, self._expert_map,
             self._slot_of, self._expert_in, self._last_used, self._worth, self._count, self._frequency,
             self._scalars, self.counts,
-            self._position_of, self._flag_of, self._load_expert, self._load_slot, self._load_count,
+            self._position_of, self._flag_of, self._loads.expert, self._loads.slot, self._loads.count,
             index, is_first=index == 0, is_alone=groups == 1, slot_count=self.size, expert_count=self.experts,
             SLOTS=width, EXPERTS=_power_of_two(self.experts), IDS=32 if ids.numel() <= 32 else 128,
             policy=kernels.POLICY_CODES[self.policy_name],
             num_warps=32 if width > 128 else 16 if width > 32 else 8,
             enable_fp_fusion=False,  # the policy's float32 sums, to the bit
         )  # fmt: skip
-        fetch[(self._programs,)](
-            self._load_count, self._load_expert, self._load_slot, self._source, self._targets,
-            row_words=self._words, words=WORDS, programs=self._programs, num_warps=8,
-        )  # fmt: skip
+        self._copies.launch(self._loads, self._targets, min(ids.numel(), self.size))
+
+    def check(self) -> None:
+        """Look whether the experts that were copied came; does not wait for the device.
+
+        Raises:
+            StorageError: some did not.
+        """
+        self._copies.check()
 
     def counters(self, counts: Tensor | None = None) -> LayerCounters:
         """The counts on the device, which waits for it, or a copy of them that has come to the host."""
@@ -138,16 +139,3 @@ def relabel(expert_ids: Tensor, slot_of: Tensor) -> None:
 
 def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 1).bit_length()
-
-
-def _as_words(tensor: Tensor) -> Tensor:
-    return tensor.view(len(tensor), -1).view(torch.int32)
-
-
-def _mapped(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same memory as the device sees it."""
-    if device.type == "cpu":
-        return tensor
-    from vllm.utils.torch_utils import get_accelerator_view_from_cpu_tensor
-
-    return get_accelerator_view_from_cpu_tensor(tensor)

@@ -4,15 +4,19 @@ The file is that of `evalsuite.experts.files`; its name tells the checkpoint, th
 release and rank that the repacking was for. vLLM hands over one layer after the other, while the file's
 writer asks for one after the other: the writer has a thread of its own, and the two meet at each layer. Where
 the file exists already the writer never asks, and nothing but the slots is repacked.
+
+Experts come out of it in two ways: for a policy on the host through `evalsuite.experts.store.Staging`, and
+for one on the GPU through `file_readers`.
 """
 
 import hashlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,8 +27,11 @@ from evalsuite.experts.header import Header
 from evalsuite.experts.layout import Field, RecordLayout
 from evalsuite.experts.store import Staging, memory_of
 
+if TYPE_CHECKING:
+    from evalsuite.engines.vllm_plugin.copies import Copies, FileMailbox, Loads
+
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-SCRATCH = 8  # records on the device between the file and the slots
+SCRATCH = 8  # records between the file and the slots
 POLL_S = 0.05
 
 
@@ -87,15 +94,34 @@ class ExpertFile:
         if self._error is not None:
             raise self._error
         assert self._file is not None
+        self.written = self._file.written
+
+    @cached_property
+    def mailbox(self) -> "FileMailbox":
+        """Through which the device's kernels ask for records."""
+        from evalsuite.engines.vllm_plugin.copies import FileMailbox
+        from evalsuite.engines.vllm_plugin.file_readers import FileReaders
+
+        assert self._file is not None
+        first = self.header.offset(0, 0)
+        readers = FileReaders(
+            self._file.descriptor, self._file.path, first, self.header.record_bytes, self.device
+        )
+        return FileMailbox(readers, self.device)
+
+    @cached_property
+    def _staging(self) -> Staging:
         opened = self._file
-        self.written = opened.written
+        assert opened is not None
 
         def read(offset: int, out: memoryview) -> None:
             read_records(opened.descriptor, offset, out, opened.path)
 
-        self._staging = Staging(self.device, self.layout.record_bytes, read)
-        self._scratch = torch.empty(SCRATCH, self.layout.record_bytes, dtype=torch.uint8, device=self.device)
-        self._views = self.layout.views(self._scratch)
+        return Staging(self.device, self.layout.record_bytes, read)
+
+    @cached_property
+    def _scratch(self) -> Tensor:
+        return torch.empty(SCRATCH, self.layout.record_bytes, dtype=torch.uint8, device=self.device)
 
     def fetch(self, row: int, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
         """Copy experts of the layer at `row` of the header into slots."""
@@ -104,9 +130,10 @@ class ExpertFile:
             self._staging.copy(
                 [(self.header.offset(row, e), self._scratch[i]) for i, (e, _) in enumerate(some)]
             )
-            for tensor, view in zip(slots.values(), self._views.values(), strict=True):
+            views = self.layout.views(self._scratch)
+            for tensor, view in zip(slots.values(), views.values(), strict=True):
                 for i, (_, slot) in enumerate(some):
-                    tensor[slot].copy_(view[i], non_blocking=True)
+                    tensor[slot].copy_(view[i])
 
 
 class DiskExperts:
@@ -125,6 +152,25 @@ class DiskExperts:
 
     def fetch(self, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
         self._file.fetch(self._row, loads, slots)
+
+    def copies(self, device: torch.device) -> "Copies":
+        assert device == self._file.device
+        return _FileCopies(self._file, self._row)
+
+
+class _FileCopies:
+    """One layer's records for kernels; the file may still be written while the first layers are made."""
+
+    def __init__(self, file: ExpertFile, row: int) -> None:
+        self._file = file
+        self._first = row * file.header.experts
+        self._starts = tuple(start // 4 for start in file.layout.offsets[:-1])
+
+    def launch(self, loads: "Loads", slots: tuple[Tensor, ...], most: int) -> None:
+        self._file.mailbox.launch(self._first, self._starts, loads, slots, most)
+
+    def check(self) -> None:
+        self._file.mailbox.readers.raise_fault()
 
 
 def open_file(

@@ -24,7 +24,7 @@ class CachedGPUWorker(CacheReports, Worker):
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)
-        self._on_device = [cache for cache in self._caches() if isinstance(cache, DeviceCache)]
+        self._on_device: list[DeviceCache] = list(self._caches())
         if self._on_device:
             first = self._on_device[0]
             self._counts = torch.zeros(len(self._on_device), 4, dtype=torch.int64, device=first.device)
@@ -58,6 +58,7 @@ class CachedGPUWorker(CacheReports, Worker):
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if self._on_device:
+            self._on_device[0].check()  # of the steps before; all layers share a store
             self._on_device[0].token_limit.fill_(scheduler_output.total_num_scheduled_tokens)
         return super().execute_model(scheduler_output)
 

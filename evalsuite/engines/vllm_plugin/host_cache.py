@@ -1,7 +1,7 @@
 """The expert cache of one layer with its policy on the host: slots, copies, groups, counters.
 
-The rules are those of `evalsuite.experts.policy`; a step asks the host which experts it needs, so that it
-waits for the GPU and no CUDA graph can hold it.
+The rules are those of `evalsuite.experts.policy`. It serves engines whose device is the host itself; on a GPU
+`device_cache` follows the same rules without a word from the host.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from torch import Tensor
 from evalsuite.core.cache import LayerCounters
 from evalsuite.engines.vllm_plugin.disk_store import DiskExperts
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
-from evalsuite.experts.policy import EMPTY, Placement, make_policy
+from evalsuite.experts.policy import EMPTY, make_policy
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class HostCache:
         self.layer, self.slots, self.store, self.policy_name = layer, dict(slots), store, policy
         self.experts = store.experts
         self.device = next(iter(self.slots.values())).device
-        self._side = torch.cuda.Stream() if self.device.type == "cuda" else None
         self.clear()
 
     @property
@@ -80,23 +79,13 @@ class HostCache:
         for placement in self.policy.serve(wanted):
             self._hits += placement.hits
             self._misses += len(placement.loads)
-            self._fetch(placement)
+            self.store.fetch(placement.loads, self.slots)
             slot_of = np.full(self.experts, EMPTY, np.int32)
             slot_of[list(placement.slots)] = list(placement.slots.values())
             on_device = torch.from_numpy(slot_of).to(topk_ids.device)
             whole = len(placement.slots) == len(wanted)
             slots = on_device[topk_ids.long()].to(topk_ids.dtype) if whole else None
             yield Group(on_device, slots)
-
-    def _fetch(self, placement: Placement) -> None:
-        if self._side is None:
-            self.store.fetch(placement.loads, self.slots)
-            return
-        compute = torch.cuda.current_stream()
-        self._side.wait_stream(compute)  # who used the slots before has read them
-        with torch.cuda.stream(self._side):
-            self.store.fetch(placement.loads, self.slots)
-        compute.wait_stream(self._side)
 
     def counters(self) -> LayerCounters:
         return LayerCounters(

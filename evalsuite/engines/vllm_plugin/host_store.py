@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from evalsuite.core.errors import OutOfMemory
 from evalsuite.core.units import si_bytes
+
+if TYPE_CHECKING:
+    from evalsuite.engines.vllm_plugin.copies import Copies
 
 SPARE_BYTES = 1 << 30
 
@@ -44,14 +47,20 @@ class HostExperts:
                 weakref.finalize(self, _cudart().cudaHostUnregister, tensor.data_ptr())
 
     def fetch(self, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
-        """Copy experts into slots; on a GPU, on its current stream and without waiting.
+        """Copy experts into slots.
 
         Args:
             loads: (expert, slot) of each copy.
         """
         for expert, slot in loads:
             for name, tensor in self.parts.items():
-                slots[name][slot].copy_(tensor[expert], non_blocking=True)
+                slots[name][slot].copy_(tensor[expert])
+
+    def copies(self, device: torch.device) -> "Copies":
+        """The same experts for kernels of a device."""
+        from evalsuite.engines.vllm_plugin.copies import PinnedCopies
+
+        return PinnedCopies(self.parts, device)
 
 
 def check_room(wanted_bytes: int, what: str) -> None:

@@ -3,9 +3,10 @@
 `place` is one program that follows the rules of `evalsuite.experts.policy` for one group of a step. It has
 no loop over experts: the victims of a group are the first of an order that does not change while the group is
 placed, so each slot counts how many come before it. `fetch` reads the missing experts from host memory that
-is mapped into the GPU's address space, with as many bytes under way as PCIe takes.
+is mapped into the GPU's address space, with as many bytes under way as PCIe takes. Where they are in a file,
+`request` asks the threads of `file_readers` for them, and `take` copies each piece as soon as it was read.
 
-Both read what they need to know from device memory, so that a CUDA graph can hold them: a step then costs no
+All read what they need to know from device memory, so that a CUDA graph can hold them: a step then costs no
 synchronization with the host, whatever was routed.
 """
 
@@ -207,6 +208,66 @@ def fetch(
             else:
                 inside = at < row_words[part]
                 tl.store(target, tl.load(source, mask=inside), mask=inside)
+
+
+@triton.jit(do_not_specialize=["first", "row"])
+def request(load_count, load_expert, first, row, number, mailbox, ROOM: tl.constexpr):
+    """Ask for the records of the loads from `first` on, ROOM at most; where there are none, for nothing.
+
+    Args:
+        row: the layer's first record in the file.
+        number: of the last request, int32 [1].
+        mailbox: int64 [1 + ROOM] in host memory, as `file_readers` reads it.
+    """
+    count = tl.minimum(tl.load(load_count) - first, ROOM)
+    if count > 0:
+        next_number = tl.load(number) + 1
+        tag = next_number.to(tl.int64) << 32
+        i = tl.arange(0, ROOM)
+        expert = tl.load(load_expert + first + i, mask=i < count, other=0)
+        tl.store(mailbox + 1 + i, tag | (row + expert).to(tl.int64), mask=i < count)
+        tl.store(mailbox, tag | count.to(tl.int64))
+        tl.store(number, next_number)
+
+
+@triton.jit(do_not_specialize=["first"])
+def take(
+    load_count, load_slot, first, number, marks, buffers, slots,
+    starts: tl.constexpr, row_words: tl.constexpr, record_words: tl.constexpr, piece_words: tl.constexpr,
+    mark_words: tl.constexpr, words: tl.constexpr, programs: tl.constexpr, ROOM: tl.constexpr,
+    LANES: tl.constexpr,
+):  # fmt: skip
+    """Copy what `request` asked for into the slots, each piece once it is marked with the request's number.
+
+    Args:
+        marks: int32 in host memory, one every mark_words for each piece.
+        buffers: the records, int32 [ROOM, record_words] in host memory.
+        slots: a tuple of the experts' parts, int32 [slots, row_words]; in a record they begin at starts.
+        LANES: threads of a program, of which one looks at the mark.
+    """
+    count = tl.minimum(tl.load(load_count) - first, ROOM)
+    wanted = tl.load(number)
+    pieces: tl.constexpr = (record_words + piece_words - 1) // piece_words
+    lane = tl.arange(0, LANES)
+    for piece in range(tl.program_id(0), count * pieces, programs):
+        mark = marks + piece * mark_words + lane
+        seen = tl.sum(tl.load(mark, mask=lane == 0, other=0, volatile=True), 0)
+        while seen != wanted:
+            seen = tl.sum(tl.load(mark, mask=lane == 0, other=0, volatile=True), 0)
+        tl.debug_barrier()
+        load = piece // pieces
+        slot = tl.load(load_slot + first + load).to(tl.int64)
+        begin = (piece % pieces) * piece_words
+        end = tl.minimum(begin + piece_words, record_words)
+        for part in tl.static_range(len(row_words)):
+            low = tl.maximum(begin, starts[part])
+            high = tl.minimum(end, starts[part] + row_words[part])
+            source = buffers + load * record_words
+            target = slots[part] + slot * row_words[part] - starts[part]
+            for at in range(low, high, words):
+                i = at + tl.arange(0, words)
+                value = tl.load(source + i, mask=i < high, cache_modifier=".cv")
+                tl.store(target + i, value, mask=i < high)
 
 
 @triton.jit(do_not_specialize=["count"])

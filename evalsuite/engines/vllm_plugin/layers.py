@@ -21,7 +21,7 @@ from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile, op
 from evalsuite.engines.vllm_plugin.host_cache import HostCache
 from evalsuite.engines.vllm_plugin.host_store import HostExperts, check_room
 from evalsuite.engines.vllm_plugin.marlin_order import ordered_by_expert
-from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
+from evalsuite.engines.vllm_plugin.settings import CacheSettings
 from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for
 from evalsuite.engines.vllm_plugin.versions import find_adapter
 
@@ -231,7 +231,7 @@ def _make_cache(
     layer: int, slots: dict[str, Parameter], store: HostExperts | DiskExperts, settings: CacheSettings
 ) -> HostCache | DeviceCache:
     device = next(iter(slots.values())).device
-    if isinstance(store, HostExperts) and runs_on_device(settings, device.type):
+    if device.type == "cuda":
         from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 
         return DeviceCache(layer, slots, store, settings.moe_expert_cache_policy)

@@ -5,7 +5,7 @@ from typing import Any
 
 from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.metrics import publish
-from evalsuite.engines.vllm_plugin.settings import CacheSettings, runs_on_device
+from evalsuite.engines.vllm_plugin.settings import CacheSettings
 from evalsuite.engines.vllm_plugin.versions import find_adapter
 
 logger = logging.getLogger("vllm.hlwq_expert_cache")
@@ -17,7 +17,7 @@ WORKERS = {
 }
 
 
-def prepare_arguments(engine_args: Any, settings: CacheSettings) -> None:
+def prepare_arguments(engine_args: Any) -> None:
     """Check vLLM's arguments before its configuration is made of them.
 
     Raises:
@@ -33,11 +33,8 @@ def prepare_arguments(engine_args: Any, settings: CacheSettings) -> None:
             todo="leave --worker-cls away; --worker-extension-cls can be combined with the cache.",
         )
     device = current_platform.device_type
-    if not engine_args.enforce_eager and not runs_on_device(settings, device):
-        logger.warning(
-            "The expert cache with store %s on %s asks the host in every step: --enforce-eager is set.",
-            settings.moe_expert_store, device,
-        )  # fmt: skip
+    if not engine_args.enforce_eager and device != "cuda":
+        logger.warning("The expert cache on %s decides on the host: --enforce-eager is set.", device)
         engine_args.enforce_eager = True
     if not engine_args.enforce_eager:
         limit_captures(engine_args)

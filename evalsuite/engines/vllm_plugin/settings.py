@@ -51,8 +51,3 @@ class CacheSettings(Value):
                 f"The expert cache's settings are not understood: {faults}.",
                 todo=f"known are {', '.join(sorted(cls.model_fields))}.",
             ) from error
-
-
-def runs_on_device(settings: CacheSettings, device: str) -> bool:
-    """Whether kernels keep the cache: a step then needs no word from the host, and graphs can hold it."""
-    return device == "cuda" and settings.moe_expert_store == "pinned"

@@ -1,26 +1,59 @@
-"""The cache's kernels under Triton's interpreter against the policies' own rules; no pytest, no GPU.
+"""The cache's kernels under Triton's interpreter against the policies' own rules; no GPU.
 
     TRITON_INTERPRET=1 python interpreted.py
 
-Hypothesis makes the traces: every policy, any size, steps of any number of tokens, padding, repeated experts.
+Hypothesis makes the traces: every policy, any size, steps of any number of tokens, padding, repeated experts,
+experts in memory and in a file that threads read while the kernels wait for them.
 """
 
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evalsuite.core.errors import StorageError
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache, relabel
+from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile
+from evalsuite.engines.vllm_plugin.file_readers import PIECE_BYTES
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
+from evalsuite.experts.header import Header
+from evalsuite.experts.layout import Field, RecordLayout
 from evalsuite.experts.policy import POLICIES, make_policy
 
-EXPERTS = 12
+EXPERTS = 20  # more than one request has room for
+SHAPES = {"weight": ((3, 7), torch.float32), "scale": ((5,), torch.int32)}
+LARGE = {"weight": ((PIECE_BYTES // 4 + 37,), torch.float32), "scale": ((5,), torch.int32)}
+CPU = torch.device("cpu")
 
 
-def make(policy: str, size: int) -> DeviceCache:
-    shapes = {"weight": ((3, 7), torch.float32), "scale": ((5,), torch.int32)}
+def make_file(folder: Path, parts: list[dict[str, torch.Tensor]]) -> ExpertFile:
+    """An expert file of some layers; a part is [experts, …]."""
+    fields = [
+        Field(name, str(t.dtype).removeprefix("torch."), tuple(t.shape[1:])) for name, t in parts[0].items()
+    ]
+    layout = RecordLayout(tuple(fields))
+    described = tuple((f.name, f.dtype, f.shape) for f in fields)
+    header = Header(
+        "0" * 64, "made up", "/nowhere", tuple(range(len(parts))), EXPERTS, layout.record_bytes, described
+    )
+    file = ExpertFile(header, layout, CPU, folder)
+    for layer, its_parts in enumerate(parts):
+        records = torch.zeros(EXPERTS, layout.record_bytes, dtype=torch.uint8)
+        for view, part in zip(layout.views(records).values(), its_parts.values(), strict=True):
+            view.copy_(part)
+        file.offer(layer, lambda records=records: records)
+    file.finish()
+    return file
+
+
+def make(policy: str, size: int, shapes=SHAPES) -> DeviceCache:
     store = HostExperts(shapes, EXPERTS, pin=False)
     generator = torch.Generator().manual_seed(size)
-    store.parts["weight"].copy_(torch.randn(EXPERTS, 3, 7, generator=generator))
+    store.parts["weight"].copy_(torch.randn(store.parts["weight"].shape, generator=generator))
     store.parts["scale"].copy_(torch.arange(5 * EXPERTS).view(EXPERTS, 5))
     slots = {name: torch.zeros(size, *t.shape[1:], dtype=t.dtype) for name, t in store.parts.items()}
     return DeviceCache(0, slots, store, policy)
@@ -35,7 +68,7 @@ def steps(draw):
     return draw(st.lists(row, min_size=tokens, max_size=tokens)), draw(st.integers(0, tokens - 1))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(POLICIES)), st.integers(1, EXPERTS), st.lists(steps(), min_size=1, max_size=12))
 def check(policy, size, trace):
     cache, rule = make(policy, size), make_policy(policy, size, EXPERTS)
@@ -48,8 +81,9 @@ def check(policy, size, trace):
         placements = iter(rule.serve(wanted))
         for group in cache.serve(torch.tensor(rows, dtype=torch.int32)):
             placement = next(placements, None)
-            count = int(cache._load_count)
-            loads = zip(cache._load_expert[:count].tolist(), cache._load_slot[:count].tolist(), strict=True)
+            wants = cache._loads
+            count = int(wants.count)
+            loads = zip(wants.expert[:count].tolist(), wants.slot[:count].tolist(), strict=True)
             if placement is None:  # a group that the step's shape allows and the step does not need
                 assert count == 0
                 assert (group.slot_of == -1).all()
@@ -81,6 +115,47 @@ def check(policy, size, trace):
     assert cache._slot_of.tolist() == [-1] * EXPERTS
 
 
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, EXPERTS), st.booleans(), st.lists(steps(), min_size=1, max_size=6))
+def check_file(size, large, trace):
+    """Two layers whose steps take turns at one file; a large expert comes in several pieces."""
+    memory = [make("lru", size, LARGE if large else SHAPES) for _ in range(2)]
+    memory[1].store.parts["weight"].neg_()
+    with tempfile.TemporaryDirectory() as folder:
+        file = make_file(Path(folder), [cache.store.parts for cache in memory])
+        disk = [
+            DeviceCache(i, {n: torch.zeros_like(t) for n, t in c.slots.items()},
+                        DiskExperts(file, i, tuple(c.slots)), "lru")
+            for i, c in enumerate(memory)
+        ]  # fmt: skip
+        for rows, _ in trace:
+            ids = torch.tensor(rows, dtype=torch.int32)
+            for one, other in zip(memory, disk, strict=True):
+                for a, b in zip(one.serve(ids), other.serve(ids), strict=True):
+                    assert torch.equal(a.slot_of, b.slot_of)
+                    for name, tensor in one.slots.items():
+                        assert torch.equal(tensor, other.slots[name])
+        disk[0].check()
+        file.mailbox.readers.stop()
+
+
+def check_cut_file():
+    """A file that becomes shorter under a running engine is told of, and nobody waits for ever."""
+    parts = make("lru", 4).store.parts
+    with tempfile.TemporaryDirectory() as folder:
+        file = make_file(Path(folder), [parts])
+        slots = {name: torch.zeros(4, *t.shape[1:], dtype=t.dtype) for name, t in parts.items()}
+        cache = DeviceCache(0, slots, DiskExperts(file, 0, tuple(parts)), "lru")
+        (path,) = Path(folder).iterdir()
+        os.truncate(path, file.header.offset(0, 2))
+        list(cache.serve(torch.tensor([[0, 1]], dtype=torch.int32)))
+        cache.check()
+        list(cache.serve(torch.tensor([[2, 3]], dtype=torch.int32)))
+        with pytest.raises(StorageError, match="shorter"):
+            cache.check()
+        file.mailbox.readers.stop()
+
+
 def check_relabelling():
     slot_of = torch.tensor([2, -1, 0, 1], dtype=torch.int32)
     blocks = torch.tensor([3, 0, 1, 2, -1, 4, 2**30, 3] * 50, dtype=torch.int32)
@@ -90,5 +165,7 @@ def check_relabelling():
 
 if __name__ == "__main__":
     check()
+    check_file()
+    check_cut_file()
     check_relabelling()
     print("the kernels follow the rules")

@@ -12,7 +12,7 @@ from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin import register
 from evalsuite.engines.vllm_plugin.arguments import add_flags, move_flags
 from evalsuite.engines.vllm_plugin.marlin_order import by_expert, ordered_by_expert
-from evalsuite.engines.vllm_plugin.settings import POLICY_NAMES, STORE_NAMES, CacheSettings, runs_on_device
+from evalsuite.engines.vllm_plugin.settings import POLICY_NAMES, STORE_NAMES, CacheSettings
 from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for, with_all_experts
 from evalsuite.engines.vllm_plugin.versions import ADAPTERS, find_adapter
 from evalsuite.experts.policy import POLICIES
@@ -82,14 +82,6 @@ def test_what_is_not_understood_is_refused(config, words):
 
 def test_every_policy_can_be_asked_for():
     assert set(POLICY_NAMES) == set(POLICIES)
-
-
-def test_only_pinned_experts_on_a_gpu_need_no_word_from_the_host():
-    pinned = CacheSettings(moe_expert_cache_size=8)
-    disk = CacheSettings(moe_expert_cache_size=8, moe_expert_store="disk")
-    assert runs_on_device(pinned, "cuda")
-    assert not runs_on_device(pinned, "cpu")
-    assert not runs_on_device(disk, "cuda")
 
 
 @pytest.mark.parametrize(
