@@ -18,6 +18,9 @@ from evalsuite.core.spec import Serving, SpeedSpec, Workload
 from evalsuite.core.value import Value
 
 Mode = Literal["eager", "graphs"]
+UNCACHED = {
+    name: Serving.model_fields[name].default for name in ("moe_expert_cache_policy", "moe_expert_store")
+}
 
 
 class Axes(Value):
@@ -39,7 +42,7 @@ class Axes(Value):
 
 
 def cells(axes: Axes, serving: Serving, workload: Workload) -> list[SpeedSpec]:
-    """Every cell, in the order of the axes.
+    """Every cell, in the order of the axes; one without an expert cache has neither policy nor store.
 
     Raises:
         UsageError: a tensor-parallel size needs more GPUs than are given.
@@ -51,7 +54,7 @@ def cells(axes: Axes, serving: Serving, workload: Workload) -> list[SpeedSpec]:
                 update={
                     "gpus": gpus, "tensor_parallel_size": len(gpus) or size,
                     "enforce_eager": mode == "eager", "moe_expert_cache_size": slots,
-                }
+                } | (UNCACHED if slots is None else {})
             ),
             workload=workload.model_copy(update={"concurrency": concurrency}),
         )
