@@ -1,10 +1,9 @@
 """`hlwq-eval run`: an experiment file, from its models to its tables."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,9 +19,6 @@ from evalsuite.cli.choices import (
 )
 from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from evalsuite.experiment.ablation import Run
 
 
 @app.command()
@@ -58,7 +54,8 @@ def run(
     shown, and the others go on. On a cluster, models are scored and timed there, and --work must be a folder
     that every node has under the same path.
     """
-    from evalsuite.experiment.ablation import Run
+    from evalsuite.cli.ablation_run import run_ablation, show_plan
+    from evalsuite.experiment.ablation_run import Run
     from evalsuite.experiment.evaluation import Evaluation, PerplexityStep, SpeedStep
     from evalsuite.experiment.load import load_experiment
     from evalsuite.store.runs import RunStore
@@ -95,43 +92,7 @@ def run(
         from evalsuite.cluster.perplexity import run_perplexity_on
 
         job = replace(job, score=partial(run_perplexity_on, on))
-    _ablation(screen, job, experiment.stem, dry_run=dry_run, limited=limit is not None)
-
-
-def _ablation(screen: Screen, job: "Run", stem: str, *, dry_run: bool, limited: bool) -> None:
-    from evalsuite.report.experiment import experiment_table, plan_table
-    from evalsuite.store.derived import write_derived
-
-    chosen, results = job.experiment, job.store.root
     if dry_run:
-        arms, windows = job.plan()
-        screen.table(plan_table(chosen.question, arms, windows, chosen.windows.describe()))
-        screen.document({"windows": windows, "arms": [arm.as_dict() for arm in arms]})
-        return
-    with ExitStack() as stack:
-        rows, baseline = job.run(_Steps(screen, stack))
-    table = experiment_table(chosen.question, rows, baseline.record)
-    screen.table(table)
-    if not limited:  # some windows do not stand for all
-        written = write_derived(results / f"{stem}.md", f"# {table.title}\n\n{table.to_markdown()}\n")
-        screen.note(f"table: {written}")
-    screen.document([row.as_dict() for row in rows])
-
-
-class _Steps:
-    """A display for each step in turn; the last one's is put away when the next begins."""
-
-    def __init__(self, screen: Screen, stack: ExitStack) -> None:
-        self._screen, self._stack = screen, stack
-
-    def scoring(self, step: str) -> Any:
-        self._next(step)
-        return self._stack.enter_context(self._screen.progress())
-
-    def quantizing(self, step: str) -> Any:
-        self._next(step)
-        return self._stack.enter_context(self._screen.quantizing())
-
-    def _next(self, step: str) -> None:
-        self._stack.pop_all().close()
-        self._screen.note(step)
+        show_plan(screen, job)
+    else:
+        run_ablation(screen, job, None if limit is not None else experiment.stem)

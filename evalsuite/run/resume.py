@@ -43,12 +43,18 @@ def finished_scores(store: RunStore, spec: PerplexitySpec, checkpoint: Checkpoin
             yield Finished(path, record)
 
 
-def finished_comparison(store: RunStore, baseline: Finished, candidate: Finished) -> Finished | None:
-    """The newest comparison of two runs that has a divergence."""
+def finished_comparison(
+    store: RunStore, baseline: Finished, candidate: Finished, *, divergence: bool = True
+) -> Finished | None:
+    """The newest comparison of two runs.
+
+    Args:
+        divergence: only one that has a divergence will do.
+    """
     spec = CompareSpec(baseline=baseline.record.run_id, candidate=candidate.record.run_id)
     for path in store.finished(spec.kind, candidate.path.parent.name, spec_hash(spec)):
         record = load_record(path)
-        if isinstance(record.results, CompareResult) and record.results.divergence:
+        if isinstance(record.results, CompareResult) and (record.results.divergence or not divergence):
             return Finished(path, record)
     return None
 

@@ -13,7 +13,7 @@ from evalsuite.experiment.load import load_experiment
 from evalsuite.store.runs import RunStore
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "experiments").glob("hlwq_*.toml"))
+FILES = [*sorted((ROOT / "experiments").glob("hlwq_*.toml")), ROOT / "experiments" / "smollm2_engines.toml"]
 TWO_ARMS = """
 question = "Is this a test?"
 source = "{source}"
@@ -61,7 +61,8 @@ def test_every_ablation_dry_runs(path, cli, tmp_path, monkeypatch, request):
     done = cli("run", path, "--dry-run", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert document["windows"] >= 1155
+    assert list(document["windows"]) == list(load_experiment(path).protocol)
+    assert document["windows"]["card-1155"] >= 1155
     assert [arm["name"] for arm in document["arms"]][:2] == ["BF16", "HLWQ-Q5, decoded"]
     assert {round(arm["bits_per_weight"]) for arm in document["arms"]} == {16, 5, 4}
     assert all(arm["bytes_to_write"] > 0 for arm in document["arms"][1:])
@@ -85,7 +86,10 @@ def test_an_experiment_runs_and_only_what_is_missing_runs_again(cli, experiment,
     again = cli("run", experiment, "--json")
     assert sorted((tmp_path / "results").rglob("*")) == before
     assert "scoring" not in again.err
-    document = json.loads(again.out)
+    whole = json.loads(again.out)
+    document = whole["arms"]
+    assert whole["engines"] == []
+    assert {arm["protocol"] for arm in document} == {"card-1155*"}
     assert [arm["name"] for arm in document] == ["BF16", "RTN INT4", "HLWQ-Q5, decoded"]
     assert document[0]["compared"] is None
     assert document[1]["compared"]["divergence"]["mean"] > 0
@@ -127,9 +131,9 @@ def test_hidden_states_that_are_gone_are_made_again(cli, experiment, tmp_path):
 
 
 def test_a_checkpoint_left_by_an_interruption_is_used(cli, experiment, tmp_path, monkeypatch):
-    import evalsuite.experiment.ablation
+    import evalsuite.experiment.ablation_run
 
-    real = evalsuite.experiment.ablation.run_perplexity
+    real = evalsuite.experiment.ablation_run.run_perplexity
 
     def stop_at_an_arm(spec, *rest):
         if "build" in spec.model:
@@ -137,7 +141,7 @@ def test_a_checkpoint_left_by_an_interruption_is_used(cli, experiment, tmp_path,
         return real(spec, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evalsuite.experiment.ablation, "run_perplexity", stop_at_an_arm)
+        patch.setattr(evalsuite.experiment.ablation_run, "run_perplexity", stop_at_an_arm)
         assert cli("run", experiment).code == 130
     assert len(list((tmp_path / "build" / "experiments").iterdir())) == 1
     done = cli("run", experiment)
@@ -164,6 +168,9 @@ def test_kept_checkpoints_stay(cli, experiment, tmp_path):
         (('name = "BF16"', 'name = "x"\nrecipe = {}'), "the first arm is the baseline"),
         (("question", "[["), "is not TOML"),
         (("context = 64", 'protocol = "cards"'), "No protocol is called"),
+        (("context = 64", 'protocol = ["hf", "hf"]'), "protocol: a value is there twice"),
+        (("context = 64", 'engine = "server"'), "engine.1: "),
+        (("context = 64", 'engine = ["auto", "vllm"]'), "name torch and vllm"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
