@@ -70,9 +70,10 @@ def cells(axes: Axes, serving: Serving, workload: Workload) -> list[SpeedSpec]:
 def reference_cells(axes: Axes, serving: Serving, workload: Workload) -> list[SpeedSpec]:
     """Uncached cells that the tokens of cached ones can be held against, where the axes have none.
 
-    One for each concurrency, in eager mode if that is among the modes, on the first GPUs.
+    One for each concurrency, in eager mode if that is among the modes, on the first GPUs. Where experts are
+    drawn at random, no two runs write the same, and there are none.
     """
-    if None in axes.cache_sizes:
+    if None in axes.cache_sizes or serving.moe_routing != "model":
         return []
     size = axes.tensor_parallel_sizes[0]
     changes = {
