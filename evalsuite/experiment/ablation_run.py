@@ -5,6 +5,7 @@ depend on, so a repeated command does what is missing, and only that. An arm tha
 reason, and the others go on.
 """
 
+import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -159,6 +160,9 @@ class Run:
             part.rows.append(score(part, watcher))
         except EvalError as error:
             part.rows.append(ArmResult(arm.name, part.setting.engine, failed=_reason(error)))
+            # its frames hold the model that failed, and the next one needs the memory
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            gc.collect()
             return error
         return None
 
