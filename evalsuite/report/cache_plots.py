@@ -16,11 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from evalsuite.experts.belady import Belady
-from evalsuite.report.plots import COLOURS, DASHES, MARKERS, STYLE, save_figure
+from evalsuite.report.plots import DASHES, MORE_COLOURS, MORE_MARKERS, STYLE, save_figure
 
-# the rest of Okabe and Ito's palette after the four that all pictures share, and a grey
-MORE_COLOURS = (*COLOURS, "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
-MORE_MARKERS = (*MARKERS, "v", "P", "X", "*")
 MORE_DASHES = (*DASHES, *DASHES)
 HEAT = "cividis"  # even in lightness, and made for colour-blind readers
 WIDEST = 4  # powers of two either side of even use that colours tell apart at most

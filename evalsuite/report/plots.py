@@ -17,6 +17,9 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D")
+# the rest of that palette, and a grey, for pictures of many lines
+MORE_COLOURS = (*COLOURS, "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+MORE_MARKERS = (*MARKERS, "v", "P", "X", "*")
 LABEL_HEIGHT = 0.045  # of the axes: what a number beside the end of a line takes
 STYLE: Any = {
     "font.size": 10,

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from evalsuite.core.speed import Estimate
-from evalsuite.report.plots import COLOURS, DASHES, MARKERS, STYLE, save_figure
+from evalsuite.report.plots import COLOURS, DASHES, MORE_COLOURS, MORE_MARKERS, STYLE, save_figure
 from evalsuite.report.speed_cell import Row, mode_pairs, slots
 
 SPEED = "decode speed of one sequence [tokens/s]"
@@ -39,9 +39,9 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
         place = sizes.index(row.spec.serving.moe_expert_cache_size)
         lines.setdefault(_line_name(row, rows), []).append((place, row))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        figure = Figure(figsize=(8, 4.8 + 0.15 * len(lines)), layout="constrained")
         axes: Any = figure.add_subplot()
-        styles = cycle(zip(COLOURS, MARKERS, strict=True))
+        styles = cycle(zip(MORE_COLOURS, MORE_MARKERS, strict=True))
         for (name, points), (colour, marker) in zip(lines.items(), styles, strict=False):
             points.sort(key=lambda point: point[0])
             places = [place for place, _ in points]
@@ -55,9 +55,8 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
             bounds = {place: r.result.bound.tokens_per_s for place, r in points if r.result.bound}
             if bounds:
                 axes.plot(
-                    *_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2, marker="_",
-                    label=f"bound: {name}",
-                )  # fmt: skip
+                    *_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2, marker="_"
+                )
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.6g}")
@@ -68,7 +67,10 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
         axes.set_ylabel(SPEED)
         title = f"{rows[0].model}: speed and expert cache" + _on_one_device(rows)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
-        figure.legend(frameon=False, loc="outside right center", fontsize=9)
+        axes.legend(
+            frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), fontsize=8, ncols=2,
+            handletextpad=0.2, columnspacing=1,
+        )  # fmt: skip
         _caption(figure, caption)
         return save_figure(figure, out)
 
