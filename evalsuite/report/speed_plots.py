@@ -54,9 +54,7 @@ def cache_curves(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
             axes.plot(*_with_gaps(means, len(sizes)), color=colour, linewidth=1.6)
             bounds = {place: r.result.bound.tokens_per_s for place, r in points if r.result.bound}
             if bounds:
-                axes.plot(
-                    *_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2, marker="_"
-                )
+                axes.plot(*_with_gaps(bounds, len(sizes)), DASHES[3], color=colour, linewidth=1.2, marker="_")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.6g}")
