@@ -33,22 +33,31 @@ def run_ablation(screen: Screen, job: Run, name: str | None) -> None:
     """
     tables: list[Table[Any]] = []
     document: dict[str, list[Any]] = {"arms": [], "engines": []}
+    unpaired: list[str] = []
     with ExitStack() as stack:
         watcher = Steps(screen, stack)
         parts = job.run(watcher)
         for protocol in job.experiment.protocols:
             here = [part for part in parts if part.setting.protocol == protocol]
             rows, scored = _by_arm(here), _records(here)
+            document["arms"] += [{"protocol": protocol.name, **row.as_dict()} for row in rows]
             if not scored:
                 continue
             several = len(job.experiment.protocols) > 1
             title = job.experiment.question + several * f" ({protocol.name})"
             tables.append(experiment_table(title, rows, scored))
-            document["arms"] += [{"protocol": protocol.name, **row.as_dict()} for row in rows]
             if len(here) == 2:
                 pairs = job.compare_engines(here, watcher)
+                unpaired += [
+                    f"{pair.name} ({protocol.name}: engine against engine)"
+                    for pair in pairs
+                    if pair.failed and pair.first is not None and pair.second is not None
+                ]
                 tables.append(engines_table(title, job.experiment.engine, pairs, scored))
-                document["engines"] += [{"protocol": protocol.name, **pair.as_dict()} for pair in pairs]
+                of = {"protocol": protocol.name} | dict(
+                    zip(("baseline_engine", "candidate_engine"), job.experiment.engine, strict=True)
+                )
+                document["engines"] += [of | pair.as_dict() for pair in pairs]
     for table in tables:
         screen.table(table)
     if name is not None:
@@ -56,10 +65,10 @@ def run_ablation(screen: Screen, job: Run, name: str | None) -> None:
         screen.note(f"table: {write_derived(job.store.root / f'{name}.md', text)}")
     screen.document(document)
     failed = [f"{row.name} ({part.setting})" for part in parts for row in part.rows if row.failed]
-    if failed:
+    if failed + unpaired:
         raise MeasurementError(
-            f"{len(failed)} of {sum(len(part.rows) for part in parts)} arms failed: {', '.join(failed)}.",
-            todo="read why in the table above; the same command does what is missing.",
+            f"These have no result: {', '.join(failed + unpaired)}.",
+            todo="read why above; the same command does what is missing.",
         )
 
 

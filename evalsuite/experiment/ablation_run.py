@@ -105,10 +105,10 @@ class Run:
         """
         parts = [Part(setting) for setting in self.experiment.settings]
         errors = [self._attempt(part, self._baseline, self._score_baseline, watcher) for part in parts]
-        if errors[0] is not None and None not in errors:
-            raise errors[0]
         for part, error in zip(parts, errors, strict=True):
             self._tell(part, self._baseline, error, watcher)
+        if errors[0] is not None and None not in errors:
+            raise errors[0]
         for arm in self.experiment.arms[1:]:
             for part in parts:
                 if baseline := part.scored.get(self._baseline.name):

@@ -9,10 +9,12 @@ from vllm_cpu.present import ENVIRONMENT, needs_vllm
 
 import evalsuite.run.perplexity
 from cli.test_run import TWO_ARMS, kinds
-from evalsuite.core.errors import ModelError
+from evalsuite.core.errors import ModelError, StorageError
 from evalsuite.engines.scorers import ScorerChoice
+from evalsuite.experiment import ablation_run
 from evalsuite.experiment.ablation import Ablation
 from evalsuite.experiment.load import load_experiment
+from evalsuite.run.perplexity import run_compare
 
 BOTH = 'engine = ["torch", "vllm"]\n'
 ARMS = ["BF16", "RTN INT4", "HLWQ-Q5, decoded"]
@@ -88,6 +90,7 @@ def test_both_engines_side_by_side(cli, experiment, tmp_path, refused):
         assert pair["compared"]["baseline_perplexity"] == first["perplexity"]
         assert pair["compared"]["candidate_perplexity"] == second["perplexity"]
         assert 0 < pair["compared"]["divergence"]["mean"] < 0.01
+        assert (pair["baseline_engine"], pair["candidate_engine"]) == ("torch", "vllm")
     assert all(arm["done"] for arm in json.loads(cli("run", experiment, "--dry-run", "--json").out)["arms"])
 
 
@@ -105,7 +108,7 @@ def test_an_arm_that_one_engine_cannot_run_fails_alone(cli, experiment, tmp_path
     refused.append("rtn-int4")
     done = cli("run", experiment)
     assert done.code == 1
-    assert "1 of 6 arms failed: RTN INT4 (card-1155*, vllm)" in done.said
+    assert "These have no result: RTN INT4 (card-1155*, vllm)." in done.said
     arms, engines = tables(tmp_path / "results" / "engines.md")
     failed = [row for row in arms if "failed" in row]
     assert [row[:2] for row in failed] == [["RTN INT4", "vllm"]]
@@ -120,11 +123,26 @@ def test_an_arm_that_one_engine_cannot_run_fails_alone(cli, experiment, tmp_path
     assert "failed" not in (tmp_path / "results" / "engines.md").read_text()
 
 
+def test_engines_that_cannot_be_compared_are_an_error(cli, experiment, tmp_path, refused, monkeypatch):
+    def compare(baseline, candidate, *rest):
+        if baseline.parent == candidate.parent:  # one arm through both engines
+            raise StorageError("The disk is full.")
+        return run_compare(baseline, candidate, *rest)
+
+    monkeypatch.setattr(ablation_run, "run_compare", compare)
+    done = cli("run", experiment)
+    assert done.code == 1
+    assert all(f"{arm} (card-1155*: engine against engine)" in done.said for arm in ARMS)
+    arms, engines = tables(tmp_path / "results" / "engines.md")
+    assert not [row for row in arms if "failed" in row]
+    assert [row[-1] for row in engines[1:]] == ["The disk is full."] * len(ARMS)
+
+
 def test_an_engine_that_cannot_run_the_baseline_leaves_the_other_alone(cli, experiment, tmp_path, refused):
     refused.append("tiny")
     done = cli("run", experiment)
     assert done.code == 1
-    assert "3 of 6 arms failed" in done.said
+    assert all(f"{arm} (card-1155*, vllm)" in done.said for arm in ARMS)
     arms, _ = tables(tmp_path / "results" / "engines.md")
     assert [row[-1] for row in arms if row[:2] == ["RTN INT4", "vllm"]] == [
         "BF16 has no result to compare with"

@@ -154,6 +154,10 @@ def refusals(folder: Path, dense: Path) -> dict[str, str]:
         "data parallelism": ask(data_parallel_size=2),
         "LoRA": ask(enable_lora=True),
         "offloading": ask(cpu_offload_gb=1),
+        "speculation": ask(
+            additional_config={"moe_expert_cache_size": 4, "moe_expert_store": "disk"},
+            speculative_config={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2},
+        ),
         "worker": ask(worker_cls="vllm.v1.worker.cpu_worker.CPUWorker"),
         "dense": ask(model=dense),
         "misspelt": ask(additional_config={"moe_expert_cache_sizes": 4}),

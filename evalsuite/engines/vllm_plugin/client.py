@@ -23,7 +23,8 @@ def read_counters(engine: Workers) -> CacheCounters:
     for part in parts:
         for layer in part.layers:
             layers.setdefault(layer.layer, layer)
-    return parts[0].model_copy(update={"layers": tuple(layers[number] for number in sorted(layers))})
+    first = next((part for part in parts if part.layers), parts[0])
+    return first.model_copy(update={"layers": tuple(layers[number] for number in sorted(layers))})
 
 
 def reset_counters(engine: Workers) -> None:

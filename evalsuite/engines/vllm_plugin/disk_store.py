@@ -43,12 +43,14 @@ class ExpertFile:
         layout: of a record.
         device: where the slots are.
         folder: of the files; `cache_folder()` by default.
+        sharers: processes on this machine that each read a file of their own.
     """
 
     def __init__(
-        self, header: Header, layout: RecordLayout, device: torch.device, folder: Path | None = None
-    ) -> None:
-        self.header, self.layout, self.device = header, layout, device
+        self, header: Header, layout: RecordLayout, device: torch.device, folder: Path | None = None,
+        sharers: int = 1,
+    ) -> None:  # fmt: skip
+        self.header, self.layout, self.device, self._sharers = header, layout, device, sharers
         self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._given: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         self._file: OpenFile | None = None
@@ -83,6 +85,8 @@ class ExpertFile:
                 raise RuntimeError(f"the expert file wants layer {asked}, and vLLM loads layer {layer}")
             self._given.put(records())
             return
+        if self._error is not None:  # such as a full disk, before the other layers are repacked
+            raise self._error
 
     def finish(self) -> None:
         """All layers are there: wait for the disk, and get ready to read.
@@ -95,6 +99,8 @@ class ExpertFile:
             raise self._error
         assert self._file is not None
         self.written = self._file.written
+        if self.device.type == "cuda":
+            _ = self.mailbox  # its faults belong to loading
 
     @cached_property
     def mailbox(self) -> "FileMailbox":
@@ -105,8 +111,9 @@ class ExpertFile:
         assert self._file is not None
         first = self.header.offset(0, 0)
         readers = FileReaders(
-            self._file.descriptor, self._file.path, first, self.header.record_bytes, self.device
-        )
+            self._file.descriptor, self._file.path, first, self.header.record_bytes, self.device,
+            self._sharers,
+        )  # fmt: skip
         return FileMailbox(readers, self.device)
 
     @cached_property
@@ -137,7 +144,7 @@ class ExpertFile:
 
 
 class DiskExperts:
-    """One layer of an `ExpertFile`, with the interface of `HostExperts`."""
+    """One layer of an `ExpertFile`; used like `HostExperts`."""
 
     def __init__(self, file: ExpertFile, layer: int, names: Sequence[str]) -> None:
         self._file, self.names = file, tuple(names)
@@ -206,4 +213,4 @@ def open_file(
         layout.record_bytes,
         tuple((f.name, f.dtype, f.shape) for f in layout.fields),
     )
-    return ExpertFile(header, layout, device)
+    return ExpertFile(header, layout, device, sharers=parallel.world_size)

@@ -1,5 +1,6 @@
 """vLLM's GPU worker with an expert cache; vLLM imports it by name where the cache is used."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ marlin_order.install()
 class CachedGPUWorker(CacheReports, Worker):
     """Tells the caches how many of a step's tokens are real: graphs pad a batch to a size that they have."""
 
+    _on_device: Sequence[DeviceCache] = ()
+
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         loaded = super().load_model(*args, **kwargs)
-        self._on_device: list[DeviceCache] = list(self._caches())
+        self._on_device = list(self._caches())
         if self._on_device:
             first = self._on_device[0]
             self._counts = torch.zeros(len(self._on_device), 4, dtype=torch.int64, device=first.device)
@@ -58,9 +61,30 @@ class CachedGPUWorker(CacheReports, Worker):
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if self._on_device:
-            self._on_device[0].check()  # of the steps before; all layers share a store
+            self._check()  # where steps run ahead of their tokens, what the last ones copied
             self._on_device[0].token_limit.fill_(scheduler_output.total_num_scheduled_tokens)
         return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        sampled = super().sample_tokens(*args, **kwargs)
+        self._check()
+        return sampled
+
+    def expert_cache_counters(self) -> dict[str, Any]:
+        torch.cuda.synchronize()
+        self._check()
+        return super().expert_cache_counters()
+
+    def shutdown(self) -> None:
+        try:
+            super().shutdown()
+        finally:
+            self._check()
+
+    def _check(self) -> None:
+        """Raises StorageError where experts did not come; every layer has the same store."""
+        for cache in self._on_device[:1]:
+            cache.check()
 
     def _publish(self, publisher: Publisher) -> None:
         """Without waiting for the device: what is left is a copy that was begun a period before."""

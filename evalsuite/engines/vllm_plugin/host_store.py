@@ -89,5 +89,5 @@ def _lock_pages(tensor: Tensor) -> None:
         raise OutOfMemory(
             f"{si_bytes(tensor.nbytes)} of host memory cannot be pinned (CUDA error {int(code)}).",
             cause="locked memory may be limited here: see ulimit -l.",
-            todo="raise the limit, or use --moe-expert-store disk.",
+            todo="raise the limit, or use --moe-expert-store disk, which pins little.",
         )

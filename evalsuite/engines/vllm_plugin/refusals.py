@@ -71,6 +71,11 @@ def prepare_configuration(config: Any, settings: CacheSettings) -> None:
     for name, present, todo in _obstacles(config):
         if present:
             raise UsageError(f"The expert cache cannot be combined with {name}.", todo=todo)
+    if settings.moe_expert_store == "disk" and config.speculative_config is not None:
+        raise UsageError(
+            "The expert cache cannot be combined with speculative decoding and the disk store.",
+            todo="use --moe-expert-store pinned, or leave --speculative-config away.",
+        )
     size = settings.moe_expert_cache_size
     if size >= experts:
         logger.warning(

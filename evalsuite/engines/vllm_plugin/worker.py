@@ -75,11 +75,12 @@ class CacheReports:
         settings = CacheSettings.read(self.vllm_config.additional_config)
         assert settings is not None
         caches = list(self._caches())
+        first = next(iter(caches), None)  # a stage of a pipeline may have none
         return CacheCounters(
-            size=caches[0].size,
-            experts=caches[0].experts,
+            size=first.size if first else settings.moe_expert_cache_size,
+            experts=first.experts if first else self.vllm_config.model_config.get_num_experts(),
             policy=settings.moe_expert_cache_policy,
             store=settings.moe_expert_store,
-            expert_bytes=caches[0].store.expert_bytes,
+            expert_bytes=first.store.expert_bytes if first else 0,
             layers=tuple(cache.counters() for cache in caches) if layers is None else layers,
         )

@@ -16,15 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evalsuite.core.errors import StorageError
+from evalsuite.engines.vllm_plugin.copies import FileMailbox, Loads, as_words
 from evalsuite.engines.vllm_plugin.device_cache import DeviceCache, relabel
 from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile
-from evalsuite.engines.vllm_plugin.file_readers import PIECE_BYTES
+from evalsuite.engines.vllm_plugin.file_readers import PIECE_BYTES, ROOM, FileReaders
 from evalsuite.engines.vllm_plugin.host_store import HostExperts
 from evalsuite.experts.header import Header
 from evalsuite.experts.layout import Field, RecordLayout
 from evalsuite.experts.policy import POLICIES, make_policy
 
-EXPERTS = 20  # more than one request has room for
+EXPERTS = 20
 SHAPES = {"weight": ((3, 7), torch.float32), "scale": ((5,), torch.int32)}
 LARGE = {"weight": ((PIECE_BYTES // 4 + 37,), torch.float32), "scale": ((5,), torch.int32)}
 CPU = torch.device("cpu")
@@ -139,6 +140,27 @@ def check_file(size, large, trace):
         file.mailbox.readers.stop()
 
 
+def check_two_requests():
+    """A group of more experts than one request has room for, read by several threads."""
+    parts = make("lru", 4, LARGE).store.parts
+    with tempfile.TemporaryDirectory() as folder:
+        file = make_file(Path(folder), [parts])
+        (path,) = Path(folder).iterdir()
+        with path.open("rb") as opened:
+            start, record_bytes = file.header.offset(0, 0), file.layout.record_bytes
+            readers = FileReaders(opened.fileno(), path, start, record_bytes, CPU, readers=3)
+            order = torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+            loads = Loads(torch.tensor([EXPERTS], dtype=torch.int32), order, order.flip(0))
+            slots = {name: torch.zeros_like(part) for name, part in parts.items()}
+            starts = tuple(start // 4 for start in file.layout.offsets[:-1])
+            words = tuple(as_words(tensor) for tensor in slots.values())
+            assert EXPERTS > ROOM
+            FileMailbox(readers, CPU).launch(0, starts, loads, words, EXPERTS)
+            readers.stop()
+        for name, part in parts.items():
+            assert torch.equal(slots[name][loads.slot], part[loads.expert])
+
+
 def check_cut_file():
     """A file that becomes shorter under a running engine is told of, and nobody waits for ever."""
     parts = make("lru", 4).store.parts
@@ -166,6 +188,7 @@ def check_relabelling():
 if __name__ == "__main__":
     check()
     check_file()
+    check_two_requests()
     check_cut_file()
     check_relabelling()
     print("the kernels follow the rules")

@@ -122,6 +122,7 @@ def test_warm_up_counts_for_nothing(found, kind):
         ("data parallelism", "one server for each GPU"),
         ("LoRA", "merge the adapter"),
         ("offloading", "--cpu-offload-gb"),
+        ("speculation", "--moe-expert-store pinned, or leave --speculative-config away"),
         ("worker", "--worker-extension-cls can be combined"),
         ("dense", "no experts to cache"),
         ("misspelt", "moe_expert_cache_sizes is set"),
