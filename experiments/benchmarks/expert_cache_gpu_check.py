@@ -161,38 +161,42 @@ def check(kind: str, folder: Path, arguments: argparse.Namespace) -> Iterator[di
     alone_counts: dict[tuple[str, int], Any] = {}
     if "eager" in arguments.modes:
         alone, together = yield from baseline(kind, "eager", folder)
-        for store in arguments.stores:
-            for policy in arguments.policies if store == "pinned" else arguments.policies[:1]:
-                llm = start(folder, False, cache_size=arguments.sizes[0], cache_policy=policy, store=store)
-                for size in arguments.sizes:
-                    client.resize(llm, size)
-                    row = {"kind": kind, "mode": "eager", "policy": policy, "store": store, "size": size}
-                    traces = record(llm)
-                    mine = answers(llm, together=False)
-                    alone_counts[policy, size] = counted(llm)
-                    mine_together = answers(llm, together=True)
-                    counts = counted(llm)
-                    row["counters_right"] = counts == counted_by_rule(traces, size, policy)
-                    row["hit_rate"] = sum(c[1] for c in counts) / sum(c[1] + c[2] for c in counts)
-                    yield compare(row | {"what": "alone"}, mine, alone, size)
-                    yield compare(row | {"what": "together"}, mine_together, together)
-                    for method in methods(llm):
-                        del method.apply
-                stop(llm)
+        for llm, row in cached(kind, folder, "eager", arguments):
+            policy, size = row["policy"], row["size"]
+            traces = record(llm)
+            mine = answers(llm, together=False)
+            alone_counts[policy, size] = counted(llm)
+            mine_together = answers(llm, together=True)
+            counts = counted(llm)
+            row["counters_right"] = counts == counted_by_rule(traces, size, policy)
+            row["hit_rate"] = sum(c[1] for c in counts) / sum(c[1] + c[2] for c in counts)
+            yield compare(row | {"what": "alone"}, mine, alone, size)
+            yield compare(row | {"what": "together"}, mine_together, together)
+            for method in methods(llm):
+                del method.apply
     if "graphs" in arguments.modes:
         alone, together = yield from baseline(kind, "graphs", folder)
-        for store in arguments.stores:
-            for policy in arguments.policies if store == "pinned" else arguments.policies[:1]:
-                llm = start(folder, True, cache_size=arguments.sizes[0], cache_policy=policy, store=store)
-                for size in arguments.sizes:
-                    client.resize(llm, size)
-                    row = {"kind": kind, "mode": "graphs", "policy": policy, "store": store, "size": size}
-                    mine = answers(llm, together=False)
-                    if (policy, size) in alone_counts:
-                        row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
-                    yield compare(row | {"what": "alone"}, mine, alone, size)
-                    yield compare(row | {"what": "together"}, answers(llm, together=True), together)
-                stop(llm)
+        for llm, row in cached(kind, folder, "graphs", arguments):
+            policy, size = row["policy"], row["size"]
+            mine = answers(llm, together=False)
+            if (policy, size) in alone_counts:
+                row["counters_as_eager"] = counted(llm) == alone_counts[policy, size]
+            yield compare(row | {"what": "alone"}, mine, alone, size)
+            yield compare(row | {"what": "together"}, answers(llm, together=True), together)
+
+
+def cached(
+    kind: str, folder: Path, mode: str, arguments: argparse.Namespace
+) -> Iterator[tuple[LLM, dict[str, Any]]]:
+    """One engine for each store and policy, at one size after the other, and the beginning of its row."""
+    for store in arguments.stores:
+        for policy in arguments.policies if store == "pinned" else arguments.policies[:1]:
+            first = arguments.sizes[0]
+            llm = start(folder, mode == "graphs", cache_size=first, cache_policy=policy, store=store)
+            for size in arguments.sizes:
+                client.resize(llm, size)
+                yield llm, {"kind": kind, "mode": mode, "policy": policy, "store": store, "size": size}
+            stop(llm)
 
 
 def baseline(kind: str, mode: str, folder: Path) -> Generator[dict[str, Any], None, tuple[Answers, Answers]]:
