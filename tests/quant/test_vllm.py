@@ -24,6 +24,12 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
+NO_KERNEL = "has no attribute 'cpu_gemm_wna16'"
+
+
+def has_avx512():
+    info = Path("/proc/cpuinfo")
+    return not info.is_file() or "avx512f" in info.read_text()
 
 
 def test_installing_vllm_changes_no_pinned_version():
@@ -40,6 +46,8 @@ def test_int4_runs_and_agrees_with_the_torch_engine(checkpoints, family, method,
     run = subprocess.run(
         command, env=os.environ | ENVIRONMENT, check=False, capture_output=True, text=True, timeout=300
     )
+    if not has_avx512() and NO_KERNEL in run.stderr:
+        pytest.skip("vLLM's library for CPUs without AVX-512 has no INT4 products")
     assert run.returncode == 0, run.stderr[-3000:]
     served = np.array(json.loads((tmp_path / "logprobs").read_text()))
 
