@@ -69,7 +69,7 @@ class Ablation(Value):
         names = [slug_of(arm.name) for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError("two arms have the same name")
-        if "auto" in self.engine[1:] or (self.engine[0] == "auto" and len(self.engine) > 1):
+        if "auto" in self.engine and len(self.engine) > 1:
             raise ValueError("auto would be one of the other engines: name torch and vllm")
         return self
 

@@ -63,7 +63,7 @@ class ExpertFile:
     def _open(self, folder: Path) -> None:
         try:
             self._file = open_or_write(self.header, folder, self._layer)
-        except BaseException as error:  # noqa: BLE001 (raised again by `finish`, in the thread that waits)
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that loads)
             self._error = error
 
     def _layer(self, layer: int) -> memoryview:
@@ -130,6 +130,10 @@ class ExpertFile:
     def _scratch(self) -> Tensor:
         return torch.empty(SCRATCH, self.layout.record_bytes, dtype=torch.uint8, device=self.device)
 
+    @cached_property
+    def _views(self) -> dict[str, Tensor]:
+        return self.layout.views(self._scratch)
+
     def fetch(self, row: int, loads: Sequence[tuple[int, int]], slots: Mapping[str, Tensor]) -> None:
         """Copy experts of the layer at `row` of the header into slots."""
         for start in range(0, len(loads), SCRATCH):
@@ -137,8 +141,7 @@ class ExpertFile:
             self._staging.copy(
                 [(self.header.offset(row, e), self._scratch[i]) for i, (e, _) in enumerate(some)]
             )
-            views = self.layout.views(self._scratch)
-            for tensor, view in zip(slots.values(), views.values(), strict=True):
+            for tensor, view in zip(slots.values(), self._views.values(), strict=True):
                 for i, (_, slot) in enumerate(some):
                     tensor[slot].copy_(view[i])
 
