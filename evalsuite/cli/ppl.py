@@ -54,6 +54,9 @@ def ppl(
     batch_size: Annotated[str, typer.Option(help="Windows a forward pass, or auto.")] = "auto",
     gpus: Annotated[str | None, typer.Option(help="Index of the GPU to use.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs that share the model (vllm).")] = 1,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Share of the GPU's memory to take (vllm).")
+    ] = None,
     additional_config: Annotated[str, typer.Option(help="JSON object, handed to vLLM as it is.")] = "{}",
     moe_expert_cache_size: Annotated[
         int | None, typer.Option(min=1, help="Experts of each layer on the device; else all of them.")
@@ -117,6 +120,7 @@ def ppl(
             "limit": limit, "corpus": corpus, "tokenizer": tokenizer, "dtype": dtype.value,
             "batch_size": _batch_size(batch_size), "gpus": one_gpu(gpus),
             "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
             "additional_config": json_object("--additional-config", additional_config),
             "moe_expert_cache_size": moe_expert_cache_size,
             "moe_expert_cache_policy": moe_expert_cache_policy.value,

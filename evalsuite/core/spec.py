@@ -92,7 +92,7 @@ class PerplexitySpec(Value):
         device: ``auto`` is the first CUDA device, else the CPU.
         batch_size: windows a forward pass; ``auto`` takes the largest that fits.
         keep_hidden: keep the scored positions' final hidden states, which a divergence needs.
-        tensor_parallel_size, moe_*, additional_config, server_url: as in `Serving`.
+        tensor_parallel_size, moe_*, gpu_memory_utilization, additional_config, server_url: as in `Serving`.
     """
 
     kind: Literal["ppl"] = "ppl"
@@ -111,6 +111,7 @@ class PerplexitySpec(Value):
     moe_expert_cache_size: int | None = Field(default=None, ge=1, json_schema_extra=LATER)
     moe_expert_cache_policy: CachePolicy = Field(default="lru", json_schema_extra=LATER)
     moe_expert_store: CacheStore = Field(default="pinned", json_schema_extra=LATER)
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1, json_schema_extra=LATER)
     additional_config: dict[str, Any] = Field(default={}, json_schema_extra=LATER)
     server_url: str | None = Field(default=None, json_schema_extra=LATER)
 

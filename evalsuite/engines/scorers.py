@@ -122,6 +122,7 @@ def serving_of(spec: PerplexitySpec) -> Serving:
         moe_expert_cache_size=spec.moe_expert_cache_size,
         moe_expert_cache_policy=spec.moe_expert_cache_policy,
         moe_expert_store=spec.moe_expert_store,
+        gpu_memory_utilization=spec.gpu_memory_utilization,
         additional_config=spec.additional_config,
         trust_remote_code=spec.trust_remote_code,
     )
@@ -153,11 +154,14 @@ def _check_torch(spec: PerplexitySpec) -> None:
             "scores on one device.",
             todo="use --engine vllm, or leave it out.",
         )
-    if spec.additional_config:
-        raise UsageError(
-            "--additional-config is vLLM's, and torch scores this model.",
-            todo="use --engine vllm, or leave it out.",
-        )
+    for flag, given in (
+        ("--additional-config", bool(spec.additional_config)),
+        ("--gpu-memory-utilization", spec.gpu_memory_utilization is not None),
+    ):
+        if given:
+            raise UsageError(
+                f"{flag} is vLLM's, and torch scores this model.", todo="use --engine vllm, or leave it out."
+            )
 
 
 def _check_vllm_device(spec: PerplexitySpec) -> None:

@@ -45,6 +45,7 @@ class Ablation(Value):
         source: as MODEL on the command line.
         corpus, context, stride, limit, dtype, device: as for `hlwq-eval ppl`.
         protocol, engine: as for `hlwq-eval ppl`, or a list of several.
+        gpu_memory_utilization: of vLLM, as for `hlwq-eval ppl`.
         keep: keep the quantized checkpoints in the work folder.
         arms: the first is the baseline.
     """
@@ -59,6 +60,7 @@ class Ablation(Value):
     limit: int | None = Field(default=None, ge=1)
     dtype: Dtype = "auto"
     device: str = "auto"
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     keep: bool = False
     arms: tuple[Arm, ...] = Field(min_length=2)
 
@@ -71,6 +73,8 @@ class Ablation(Value):
             raise ValueError("two arms have the same name")
         if "auto" in self.engine and len(self.engine) > 1:
             raise ValueError("auto would be one of the other engines: name torch and vllm")
+        if self.gpu_memory_utilization is not None and "vllm" not in self.engine:
+            raise ValueError("gpu_memory_utilization is vLLM's: name vllm as an engine, or leave it out")
         return self
 
     @property

@@ -269,9 +269,11 @@ class Run:
 
     def _ppl_spec(self, model: str, setting: Setting) -> PerplexitySpec:
         experiment = self.experiment
+        share = experiment.gpu_memory_utilization if setting.engine == "vllm" else None
         return PerplexitySpec(
             model=model, engine=setting.engine, corpus=experiment.corpus, protocol=setting.protocol,
             limit=experiment.limit, dtype=experiment.dtype, device=experiment.device, keep_hidden=True,
+            gpu_memory_utilization=share,
         )  # fmt: skip
 
     def _quantize_spec(self, recipe: Recipe) -> QuantizeSpec:

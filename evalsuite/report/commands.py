@@ -151,6 +151,7 @@ def _perplexity(spec: PerplexitySpec, record: Record) -> list[str]:
     if spec.moe_expert_cache_size is not None:
         words += ["--moe-expert-cache-size", str(spec.moe_expert_cache_size)]
     words += _cache(spec.moe_expert_cache_policy, spec.moe_expert_store)
+    words += _given("--gpu-memory-utilization", spec.gpu_memory_utilization)
     if spec.additional_config:
         words += ["--additional-config", json.dumps(spec.additional_config)]
     words += ["--keep-hidden"] if spec.keep_hidden else []

@@ -75,6 +75,7 @@ class PerplexityOptions(CacheOptions):
     batch_size: Literal["auto"] | PositiveInt = "auto"
     gpus: Gpus = ()
     tensor_parallel_size: PositiveInt = 1
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     additional_config: dict[str, Any] = Field(default={})
     keep_hidden: bool = False
     trust_remote_code: bool = False
@@ -105,6 +106,7 @@ class PerplexityOptions(CacheOptions):
             trust_remote_code=self.trust_remote_code,
             keep_hidden=self.keep_hidden or any(others),
             tensor_parallel_size=self.tensor_parallel_size,
+            gpu_memory_utilization=self.gpu_memory_utilization,
             additional_config=self.additional_config,
             moe_expert_cache_size=self.moe_expert_cache_size,
             moe_expert_cache_policy=self.moe_expert_cache_policy,

@@ -216,6 +216,15 @@ def faulty(row: dict[str, Any], tolerance_nats: float) -> bool:
     return wrong_counts or differs or row["mean_nats"] > 0.2
 
 
+def summary(rows: list[dict[str, Any]], began: float) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "seconds": time.perf_counter() - began,
+        "faults": sum(row["faulty"] for row in rows),
+        "rows": rows,
+    }
+
+
 def names(text: str) -> list[str]:
     return text.split(",")
 
@@ -250,14 +259,9 @@ def main() -> None:
                 row["faulty"] = faulty(row, arguments.tolerance_nats)
                 print(json.dumps(row), flush=True)
                 rows.append(row)
-    result = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "seconds": time.perf_counter() - began,
-        "faults": sum(row["faulty"] for row in rows),
-        "rows": rows,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1))
+                if arguments.out:  # now: a later engine may fail
+                    arguments.out.write_text(json.dumps(summary(rows, began), indent=1))
+    result = summary(rows, began)
     print(f"{len(rows)} rows, {result['faults']} faults, {result['seconds']:.0f} s, {result['device']}")
     sys.exit(1 if result["faults"] else 0)
 

@@ -28,6 +28,7 @@ CHANGES = {
     "moe_expert_cache_size": 8,
     "moe_expert_cache_policy": "lfru",
     "moe_expert_store": "disk",
+    "gpu_memory_utilization": 0.3,
     "additional_config": {"gdn_prefill_backend": "triton"},
     "server_url": "http://127.0.0.1:8000",
     "keep_hidden": True,

@@ -86,13 +86,17 @@ def test_identity_tells_engines_apart():
 @pytest.mark.usefixtures("_vllm")
 def test_the_spec_reaches_the_serving():
     serving = serving_of(
-        spec(engine="vllm", dtype="bfloat16", additional_config={"a": 1}, moe_expert_cache_size=4)
-    )
+        spec(
+            engine="vllm", dtype="bfloat16", additional_config={"a": 1}, moe_expert_cache_size=4,
+            gpu_memory_utilization=0.3,
+        )
+    )  # fmt: skip
     assert serving.enforce_eager
     assert serving.load_format == "auto"
     assert (serving.dtype, serving.additional_config, serving.moe_expert_cache_size) == (
         "bfloat16", {"a": 1}, 4
     )  # fmt: skip
+    assert serving.gpu_memory_utilization == 0.3
 
 
 @pytest.mark.usefixtures("_vllm")
@@ -103,6 +107,7 @@ def test_the_spec_reaches_the_serving():
         ({"server_url": "http://127.0.0.1:1"}, "no hidden states"),
         ({"engine": "torch", "tensor_parallel_size": 2}, "scores on one device"),
         ({"engine": "torch", "additional_config": {"a": 1}}, "--additional-config is vLLM's"),
+        ({"engine": "torch", "gpu_memory_utilization": 0.3}, "--gpu-memory-utilization is vLLM's"),
     ],
 )
 def test_refused_before_the_model_is_looked_for(changes, said):

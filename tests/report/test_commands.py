@@ -56,7 +56,7 @@ PERPLEXITIES = (
     PerplexitySpec(
         model="demo", corpus="text's.txt", protocol=PROTOCOLS["gptq"].override(512), engine="vllm", dtype="float16",
         tokenizer="t", batch_size=4, tensor_parallel_size=2, moe_expert_cache_size=8, moe_expert_cache_policy="lfru",
-        moe_expert_store="disk", additional_config={"x": "y z"}, trust_remote_code=True,
+        moe_expert_store="disk", gpu_memory_utilization=0.3, additional_config={"x": "y z"}, trust_remote_code=True,
     ),
     PerplexitySpec(model="demo", corpus="builtin", protocol=PROTOCOLS["hf"].override(64, 32), device="cuda:1"),
 )  # fmt: skip

@@ -29,10 +29,11 @@ SETTINGS = [  # policy, size
 ONE_AT_A_TIME, AT_ONCE = 1, 8
 
 
-def start(folder: Path, **additional: Any) -> LLM:
+def start(folder: Path, load_format: str = "auto", **additional: Any) -> LLM:
     return LLM(
         model=str(folder), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=64, max_num_seqs=8,
         enforce_eager=True, enable_prefix_caching=False, seed=0, additional_config=additional,
+        load_format=load_format,
     )  # fmt: skip
 
 
@@ -136,6 +137,16 @@ def on_disk(folder: Path, experts: Path) -> dict[str, Any]:
     return result
 
 
+def random_weights(folder: Path) -> list[list[dict[str, Any]]]:
+    """Answers of random weights, without a cache and with one."""
+    found = []
+    for additional in ({}, {"moe_expert_cache_size": EXPERTS - 1}):
+        llm = start(folder, "dummy", **additional)
+        found.append(answers(llm, ONE_AT_A_TIME))
+        stop(llm)
+    return found
+
+
 def refusals(folder: Path, dense: Path) -> dict[str, str]:
     """What is said to each request that cannot be carried out, and the worker of one that can."""
 
@@ -212,6 +223,7 @@ def main(out: Path) -> None:
         for kind, folder in folders.items():
             result[kind] = run(folder)
             result[kind]["disk"] = [on_disk(folder, Path(scratch) / "experts") for _ in range(2)]
+        result["random"] = random_weights(folders["bf16"])
         result["refusals"] = refusals(folders["bf16"], dense_config(Path(scratch) / "dense"))
     out.write_text(json.dumps(result))
 

@@ -1,10 +1,10 @@
 """vLLM's MoE methods with an expert cache: loading, and one step.
 
 vLLM creates, fills, repacks and computes as ever; the cache only changes what it sees. While the checkpoint
-is read the experts are on the CPU. Afterwards vLLM's own `process_weights_after_loading` is given a few
-experts at a time, and what it makes of them goes to the store; the last time it is given as many as there are
-slots, and the kernel that it then builds stands on the slots. A step hands that kernel slots instead of
-experts.
+is read the experts are on the CPU; random ones are drawn later, a layer at a time on the device. Afterwards
+vLLM's own `process_weights_after_loading` is given a few experts at a time, and what it makes of them goes to
+the store; the last time it is given as many as there are slots, and the kernel that it then builds stands on
+the slots. A step hands that kernel slots instead of experts.
 """
 
 from __future__ import annotations
@@ -91,16 +91,26 @@ class CachedExperts:
 
     def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
         foreign = set(layer._parameters)
-        with torch.device("cpu"):
+        self._device = torch.get_default_device()
+        with torch.device("meta" if self._random else "cpu"):
             super().create_weights(layer, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self._names = [name for name in layer._parameters if name not in foreign]
         self._foreign = foreign
         layer_bytes = sum(layer._parameters[name].nbytes for name in self._names)
-        layers = self.engine_config.model_config.get_num_layers(self.engine_config.parallel_config)
-        check_room(layers * layer_bytes, f"the experts of {layers} layers")
+        if not self._random or self.cache_settings.moe_expert_store == "pinned":
+            layers = self.engine_config.model_config.get_num_layers(self.engine_config.parallel_config)
+            check_room(layers * layer_bytes, f"the experts of {layers} layers")
+
+    @property
+    def _random(self) -> bool:
+        return self.engine_config.load_config.load_format == "dummy"
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        raw = {name: layer._parameters[name].data for name in self._names}
+        with self._device:
+            raw = {
+                name: _drawn(layer._parameters[name]) if self._random else layer._parameters[name].data
+                for name in self._names
+            }
         store = self._fill_store(layer, raw)
         slots = self._repack(layer, raw, 0, self.cache_settings.moe_expert_cache_size)
         for name in [n for n in layer._parameters if n not in self._foreign]:
@@ -225,6 +235,16 @@ class CachedExperts:
                 shared_experts=shared_experts,
                 shared_experts_input=shared_experts_input,
             )
+
+
+def _drawn(parameter: Parameter) -> Tensor:
+    """What vLLM fills a parameter with where no checkpoint is read, on the current device."""
+    from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor
+    from vllm.model_executor.model_loader.weight_utils import initialize_single_dummy_weight
+
+    made = materialize_meta_tensor(parameter)
+    initialize_single_dummy_weight(made)
+    return made.data
 
 
 def _make_cache(

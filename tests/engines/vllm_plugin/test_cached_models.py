@@ -69,6 +69,13 @@ def test_steps_that_fit_give_the_same_bits(found, kind):
     assert compared >= 2 * len(PROMPTS) + 10
 
 
+def test_random_weights_are_those_that_vllm_would_draw(found):
+    fitting = [n for n, prompt in enumerate(PROMPTS) if TOP_K * len(prompt) < EXPERTS]
+    plain, cached = ([answers[n] for n in fitting] for answers in found["random"])
+    assert plain == cached
+    assert logprobs(plain).std() > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_in_groups_agree_within_bfloat16(found, kind):
     """Several bfloat16 sums instead of one; a wrong expert in any place would move these by whole nats."""

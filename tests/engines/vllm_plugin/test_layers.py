@@ -53,7 +53,9 @@ class Method:
 
 def make(size, policy="lru"):
     config = SimpleNamespace(
-        model_config=SimpleNamespace(get_num_layers=lambda _: 1), parallel_config=SimpleNamespace()
+        model_config=SimpleNamespace(get_num_layers=lambda _: 1),
+        parallel_config=SimpleNamespace(),
+        load_config=SimpleNamespace(load_format="auto"),
     )
     settings = CacheSettings(moe_expert_cache_size=size, moe_expert_cache_policy=policy)
     method = with_cache(Method(), (Method,), settings, "model.layers.3.mlp.experts", config)

@@ -1,0 +1,21 @@
+"""Qwen3.5 without a vision part, for a vLLM that has the classes and does not serve them.
+
+vLLM 0.26 uses them inside of the multimodal model only: it takes a text-only checkpoint for a multimodal one
+and then refuses its configuration. Later releases list them, and nothing is done there.
+"""
+
+MODELS = "evalsuite.engines.vllm_plugin.text_only_models"
+CLASSES = {"Qwen3_5ForCausalLM": "TextOnlyQwen", "Qwen3_5MoeForCausalLM": "TextOnlyQwenMoe"}
+MULTIMODAL = "Qwen3_5MoeForConditionalGeneration"
+
+
+def serve_text_only() -> None:
+    """Name the classes in vLLM's registry, unless it names them itself or has none of the family."""
+    from vllm import ModelRegistry
+
+    known = ModelRegistry.get_supported_archs()
+    if MULTIMODAL not in known:
+        return
+    for architecture, name in CLASSES.items():
+        if architecture not in known:
+            ModelRegistry.register_model(architecture, f"{MODELS}:{name}")
