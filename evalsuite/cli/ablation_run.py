@@ -8,7 +8,13 @@ from evalsuite.cli.show import Screen
 from evalsuite.core.errors import EvalError, MeasurementError
 from evalsuite.core.record import Record
 from evalsuite.experiment.ablation_run import Part, Run
-from evalsuite.report.experiment import ArmResult, engines_table, experiment_table, plan_table
+from evalsuite.report.experiment import (
+    ArmResult,
+    engines_table,
+    experiment_table,
+    failures_table,
+    plan_table,
+)
 from evalsuite.report.tables import Table
 from evalsuite.store.derived import write_derived
 
@@ -33,7 +39,7 @@ def run_ablation(screen: Screen, job: Run, name: str | None) -> None:
     """
     tables: list[Table[Any]] = []
     document: dict[str, list[Any]] = {"arms": [], "engines": []}
-    unpaired: list[str] = []
+    unpaired: list[tuple[str, str]] = []
     with ExitStack() as stack:
         watcher = Steps(screen, stack)
         parts = job.run(watcher)
@@ -49,7 +55,7 @@ def run_ablation(screen: Screen, job: Run, name: str | None) -> None:
             if len(here) == 2:
                 pairs = job.compare_engines(here, watcher)
                 unpaired += [
-                    f"{pair.name} ({protocol.name}: engine against engine)"
+                    (f"{pair.name} ({protocol.name}: engine against engine)", pair.failed)
                     for pair in pairs
                     if pair.failed and pair.first is not None and pair.second is not None
                 ]
@@ -58,16 +64,21 @@ def run_ablation(screen: Screen, job: Run, name: str | None) -> None:
                     zip(("baseline_engine", "candidate_engine"), job.experiment.engine, strict=True)
                 )
                 document["engines"] += [of | pair.as_dict() for pair in pairs]
+    failed = [
+        (f"{row.name} ({part.setting})", row.failed) for part in parts for row in part.rows if row.failed
+    ]
+    failed += unpaired
+    if failed:
+        tables.append(failures_table(failed))
     for table in tables:
         screen.table(table)
     if name is not None:
         text = "\n".join(f"# {table.title}\n\n{table.to_markdown()}\n" for table in tables)
         screen.note(f"table: {write_derived(job.store.root / f'{name}.md', text)}")
     screen.document(document)
-    failed = [f"{row.name} ({part.setting})" for part in parts for row in part.rows if row.failed]
-    if failed + unpaired:
+    if failed:
         raise MeasurementError(
-            f"These have no result: {', '.join(failed + unpaired)}.",
+            f"These have no result: {', '.join(what for what, _ in failed)}.",
             todo="read why above; the same command does what is missing.",
         )
 

@@ -11,6 +11,7 @@ from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
 from evalsuite.report.footprint import absences, memory_table, phase_table, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
+from evalsuite.report.naming import what
 from evalsuite.run.footprint import Footprint, run_footprint
 from evalsuite.run.resume import finished_cell
 from evalsuite.run.subject import check_cache_sizes, prepare
@@ -67,12 +68,12 @@ def show(screen: Screen, folder: Path, record: Record) -> list[PhaseFootprint]:
     where = f"{record.model.computed} ({record.model.device_name})" if record.model else record.status
     pictures = [
         over_time(
-            samples, record.telemetry, f"{name}: memory and disk over time",
+            samples, record.telemetry, f"{name}: memory and disk over time\n{what(record)}",
             " ".join((f"{where}. GB = 10⁹ bytes.", *absences(record.telemetry))), folder / "footprint",
         ),
         vram_bars(
             vram_numbers(record), result.checkpoint_bytes or None if result else None,
-            f"{name}: four numbers that are called VRAM", f"{where}.", folder / "vram",
+            f"{name}: four numbers that are called VRAM\n{what(record)}", f"{where}.", folder / "vram",
         ),
     ]  # fmt: skip
     for paths in pictures:

@@ -296,4 +296,4 @@ def _perplexity(finished: Finished) -> PerplexityResult:
 
 
 def _reason(error: EvalError) -> str:
-    return " ".join(f"{error.what} {error.cause}".split())
+    return " ".join(f"{error.what} {error.cause[:1].upper()}{error.cause[1:]}".split())

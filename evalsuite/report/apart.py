@@ -48,7 +48,9 @@ def words_apart(records: Sequence[Record], name: Trait) -> dict[str, tuple[str, 
 
 
 def _apart(group: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    varying = [trait for trait in TRAITS if len({trait(record) for record in group}) > 1]
+    one_checkpoint = len({r.model.fingerprint if r.model else r.run_id for r in group}) == 1
+    traits = [trait for trait in TRAITS if not (one_checkpoint and trait is _stored)]
+    varying = [trait for trait in traits if len({trait(record) for record in group}) > 1]
     words = {record.run_id: tuple(trait(record) for trait in varying) for record in group}
     for trait in LAST:
         for alike in grouped(group, lambda record: words[record.run_id]):

@@ -7,7 +7,7 @@ they are never averaged.
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from evalsuite.core.record import CompareResult, PerplexityResult, QuantizeResult, Record
@@ -27,6 +27,16 @@ def perplexity_condition(record: Record) -> Hashable:
     assert isinstance(record.results, PerplexityResult)
     protocol = canonical_json(record.protocol.model_dump(mode="json", exclude={"name"}))
     return record.text.sha256, record.text.tokenizer_sha256, protocol, record.results.windows
+
+
+def scored_alike(record: Record) -> Hashable:
+    """Equal for runs that scored the same weights in the same way, wherever these lie."""
+    assert record.model is not None
+    cache = {key: value for key, value in record.spec.items() if key.startswith("moe_")}
+    return (
+        perplexity_condition(record), record.model.fingerprint, record.model.dtype, engine_of(record),
+        cache.get("moe_expert_cache_size") and canonical_json(cache), device_of(record),
+    )  # fmt: skip
 
 
 def speed_condition(record: Record) -> Hashable:
@@ -72,6 +82,8 @@ def engine_of(record: Record) -> str:
 def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
 
+    Of perplexities that were scored alike, the newest too, though their specs say it in other words.
+
     Args:
         runs: newest first.
     """
@@ -81,7 +93,20 @@ def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
         key = (record.kind, record.spec_hash, device_of(record))
         if key not in found or (record.status == "ok" and found[key].record.status != "ok"):
             found[key] = run
-    return list(found.values())
+    kept: dict[Hashable, StoredRun] = {}
+    for run in found.values():
+        kept.setdefault(scored_alike(run.record) if _is_scored(run.record) else run.record.run_id, run)
+    return list(kept.values())
+
+
+def stand_ins(runs: Sequence[StoredRun]) -> dict[str, str]:
+    """The perplexity run that `newest` keeps for each, by run id."""
+    kept = {scored_alike(r.record): r.record.run_id for r in newest(runs) if _is_scored(r.record)}
+    return {r.record.run_id: kept[scored_alike(r.record)] for r in runs if _is_scored(r.record)}
+
+
+def _is_scored(record: Record) -> bool:
+    return isinstance(record.results, PerplexityResult) and record.status == "ok" and record.model is not None
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
@@ -92,26 +117,37 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list
     return sorted(groups.values(), key=len, reverse=True)
 
 
+def compared_runs(result: CompareResult, stands_for: Mapping[str, str]) -> tuple[str, str]:
+    """Candidate and baseline of a comparison, each by the run that stands for it."""
+    runs = result.candidate_run, result.baseline_run
+    return stands_for.get(runs[0], runs[0]), stands_for.get(runs[1], runs[1])
+
+
 class Lineage:
     """Which run a run is measured against: the unquantized model's, under the same condition.
 
-    A run's baseline is the one that a recorded comparison names; else the source that a recorded
-    quantization names; else the only plain 16- or 32-bit model of the same architecture and parameters that
-    no quantization made.
+    A run's baseline is the one that a recorded comparison names, unless that has the same weights; else the
+    source that a recorded quantization names; else the only plain 16- or 32-bit model of the same
+    architecture and parameters that no quantization made. Of several runs of it, one through the same engine.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], stands_for: Mapping[str, str] | None = None) -> None:
+        """Args: stands_for: of runs that are not among the records, those that are; see `stand_ins`."""
         self._named: dict[str, str] = {}
         self._source: dict[str, str] = {}
+        weights = {r.run_id: r.model.fingerprint for r in records if r.kind == "ppl" and r.model}
         for record in records:
             if isinstance(record.results, CompareResult):
-                self._named.setdefault(record.results.candidate_run, record.results.baseline_run)
+                pair = compared_runs(record.results, stands_for or {})
+                if len({weights.get(run, run) for run in pair}) == 2:
+                    self._named.setdefault(*pair)
             elif isinstance(record.results, QuantizeResult):
                 self._source.setdefault(record.results.fingerprint, record.results.source_fingerprint)
 
     def baseline(self, record: Record, peers: Sequence[Record]) -> Record | None:
         """The run among `peers`, which share its condition, that this one is held against; None for none."""
         others = [peer for peer in peers if peer.run_id != record.run_id and peer.model is not None]
+        others.sort(key=lambda peer: engine_of(peer) != engine_of(record))
         model = record.model
         if model is None:
             return None

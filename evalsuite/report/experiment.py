@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from evalsuite.core.protocol import WindowProtocol
 from evalsuite.core.record import CompareResult, PerplexityResult, QuantizeResult, Record
@@ -61,9 +61,6 @@ class EnginePair:
     def as_dict(self) -> dict[str, Any]:
         compared = self.compared and self.compared.model_dump(mode="json")
         return {"name": self.name, "compared": compared, "failed": self.failed or None}
-
-
-Failing = TypeVar("Failing", ArmResult, EnginePair)
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,6 @@ def experiment_table(title: str, rows: Sequence[ArmResult], scored: Sequence[Rec
         Column[ArmResult]("p", lambda a: _p_value(a.compared)),
         Column[ArmResult]("KL", lambda a: _divergence(a.compared)[0], "nats", "lower"),
         Column[ArmResult]("top-1", lambda a: _divergence(a.compared)[1], "%", "higher"),
-        *_why(rows),
     ]
     several = len({row.engine for row in rows}) > 1
     if not several:
@@ -170,7 +166,6 @@ def engines_table(
             Column[EnginePair]("p", lambda p: _p_value(p.compared)),
             Column[EnginePair]("KL", lambda p: _divergence(p.compared)[0], "nats", "lower"),
             Column[EnginePair]("top-1", lambda p: _divergence(p.compared)[1], "%", "higher"),
-            *_why(pairs),
         ],
         pairs,
         f"{model.name} on {_conditions(scored)}. Both engines read the same checkpoint. Δ ln PPL is "
@@ -194,9 +189,16 @@ def _conditions(scored: Sequence[Record]) -> str:
     )
 
 
-def _why(rows: Sequence[Failing]) -> list[Column[Failing]]:
-    shown = any(row.failed for row in rows)
-    return [Column[Failing]("why not", lambda r: r.failed, prose=1)] if shown else []
+def failures_table(failed: Sequence[tuple[str, str]]) -> Table[tuple[str, str]]:
+    """What has no result, and why."""
+    return Table(
+        "Without a result",
+        [
+            Column[tuple[str, str]]("what", lambda row: row[0], prose=2, label=True),
+            Column[tuple[str, str]]("why", lambda row: row[1], prose=5),
+        ],
+        failed,
+    )
 
 
 def _bits(arm: ArmResult) -> Cell | str:

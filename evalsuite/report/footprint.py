@@ -38,7 +38,7 @@ def phase_table(record: Record, phases: Sequence[PhaseFootprint]) -> Table[Phase
     telemetry = record.telemetry
     assert telemetry is not None
     columns = [
-        Column[PhaseFootprint]("phase", lambda p: p.name),
+        Column[PhaseFootprint]("phase", lambda p: p.name, label=True),
         Column[PhaseFootprint]("time", lambda p: f"{p.seconds:.1f}", "s"),
         Column[PhaseFootprint]("VRAM device", lambda p: gigabytes(p.gpu_used_peak_bytes), "GB", "lower"),
     ]

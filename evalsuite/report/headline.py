@@ -52,7 +52,7 @@ def standings(
     fingerprints = {record.model.fingerprint for record in scored if record.model}
     mine = chosen_cells([c for c in cells if c.model and c.model.fingerprint in fingerprints])
     by_model = {cell.model.fingerprint: cell for cell in mine if cell.model}
-    compared = {(p.result.candidate_run, p.result.baseline_run): p for p in pairings}
+    compared = {pairing.runs: pairing for pairing in pairings}
     rows: list[Standing] = []
     for record in scored:
         base = lineage.baseline(record, scored)

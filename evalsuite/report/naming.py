@@ -15,7 +15,9 @@ def what(record: Record) -> str:
         serving = serving_of(record)
         cache, several = serving.moe_expert_cache_size, serving.tensor_parallel_size
         parts = [record.kind, str(record.engaged.get("mode", "eager" if serving.enforce_eager else "graphs"))]
-        parts += [f"cache {cache}"] * (cache is not None) + [f"tensor parallel {several}"] * (several > 1)
+        if cache is not None:
+            parts.append(f"cache {cache}" + " from disk" * (serving.moe_expert_store == "disk"))
+        parts += [f"tensor parallel {several}"] * (several > 1)
         return ", ".join((*parts, f"concurrency {record.spec['workload']['concurrency']}", device_of(record)))
     if record.kind == "quantize":
         return recipe_text(record.spec["recipe"])

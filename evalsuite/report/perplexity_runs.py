@@ -1,14 +1,14 @@
 """The tables of several perplexity runs under one condition: side by side, by prefix, and paired."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import expm1
 
 from evalsuite.core.protocol import PROTOCOLS, WindowProtocol
 from evalsuite.core.record import CompareResult, Divergence, PerplexityResult, Prefix, Record
 from evalsuite.report.apart import names_apart
-from evalsuite.report.choose import device_of, engine_of, grouped, perplexity_condition
+from evalsuite.report.choose import compared_runs, device_of, engine_of, grouped, perplexity_condition
 from evalsuite.report.perplexity import p_text, plus_minus, with_interval
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
@@ -118,11 +118,15 @@ class Pairing:
 
     Attributes:
         record: of the comparison.
-        names: of candidate and baseline, told apart from the other runs of their condition.
+        runs: the candidate and the baseline, or the runs that stand for them.
+        names: theirs, told apart from the other runs of their condition.
+        same_weights: what differs is what they ran through.
     """
 
     record: Record
+    runs: tuple[str, str]
     names: tuple[str, str]
+    same_weights: bool
 
     @property
     def result(self) -> CompareResult:
@@ -130,14 +134,23 @@ class Pairing:
         return self.record.results
 
 
-def pairings(records: Sequence[Record]) -> list[Pairing]:
-    """The newest comparison of each pair of runs."""
+def pairings(records: Sequence[Record], stands_for: Mapping[str, str]) -> list[Pairing]:
+    """The newest comparison of each pair of runs.
+
+    Args:
+        records: newest first.
+        stands_for: see `evalsuite.report.choose.stand_ins`.
+    """
     found: dict[tuple[str, str], Record] = {}
     for record in records:
         if isinstance(record.results, CompareResult):
-            found.setdefault((record.results.candidate_run, record.results.baseline_run), record)
+            found.setdefault(compared_runs(record.results, stands_for), record)
     names = _run_names(records, [run for pair in found for run in pair])
-    return [Pairing(record, (names[pair[0]], names[pair[1]])) for pair, record in found.items()]
+    weights = {r.run_id: r.model.fingerprint for r in records if r.kind == "ppl" and r.model}
+    return [
+        Pairing(record, pair, (names[pair[0]], names[pair[1]]), len({weights.get(r, r) for r in pair}) == 1)
+        for pair, record in found.items()
+    ]
 
 
 def _run_names(records: Sequence[Record], runs: Sequence[str]) -> dict[str, str]:
@@ -158,8 +171,9 @@ def pairings_table(rows: Sequence[Pairing]) -> Table[Pairing]:
     """Δ ln PPL, divergence and agreement, a pair of runs a row.
 
     Args:
-        rows: against baselines under one condition.
+        rows: of one condition, against one baseline; or each against its own weights through another engine.
     """
+    about = "engines" if rows[0].same_weights else rows[0].names[1]
     labels, shared = settle(
         (
             Column[Pairing]("model", lambda p: p.names[0], label=True),
@@ -170,7 +184,7 @@ def pairings_table(rows: Sequence[Pairing]) -> Table[Pairing]:
     result = rows[0].result
     absent = dict.fromkeys(p.result.divergence_absent for p in rows if p.result.divergence_absent)
     return Table(
-        f"Paired comparison: {rows[0].names[1]}, {condition_of(rows[0].record)}",
+        f"Paired comparison: {about}, {condition_of(rows[0].record)}",
         [
             *labels,
             Column[Pairing]("Δ ln PPL", _delta, better="lower"),

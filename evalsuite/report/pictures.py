@@ -19,7 +19,7 @@ from evalsuite.report.quantization import errors_by_layer, recipe_text
 from evalsuite.report.quantizations import result_of as quantized
 from evalsuite.report.scatter_plots import Point, memory_speed, paired_windows
 from evalsuite.report.speed_cell import Row, mode_pairs, slots
-from evalsuite.report.speed_plots import cache_curves, mode_bars
+from evalsuite.report.speed_plots import cache_curves, cache_words, mode_bars
 from evalsuite.report.vram import engine_numbers
 from evalsuite.store.runs import StoredRun, load_windows
 from evalsuite.telemetry.samples import load_samples
@@ -103,11 +103,12 @@ def speed_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
             lambda caption, out: mode_bars(rows, caption, out),
         )  # fmt: skip
     least = min(row.spec.workload.concurrency for row in rows)
-    points = [p for row in rows if row.spec.workload.concurrency == least and (p := _point(row))]
+    alike = [row for row in rows if row.spec.workload.concurrency == least]
+    points = [point for row in alike if (point := _point(row, alike))]
     if len({point.memory_bytes for point in points}) > 1:
         caption = (
             "Weights as the engine counts them, without KV cache. Means over repeats with 95 % t-intervals; "
-            f"labels are cache sizes; concurrency {least}. Dotted lines join cells of one model and mode, "
+            f"labels are cache sizes; concurrency {least}. Dotted lines join cells that differ in that alone "
             "and predict nothing in between."
         )
         found += gallery.draw(
@@ -117,13 +118,13 @@ def speed_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
     return found
 
 
-def _point(row: Row) -> Point | None:
+def _point(row: Row, rows: Sequence[Row]) -> Point | None:
     weights = engine_numbers(row.record).weights_bytes
     if weights is None:
         return None
     speed, several = row.result.decode_tokens_per_s, row.spec.serving.tensor_parallel_size
-    series = f"{row.model}, {row.mode}" + (f", tensor parallel {several}" if several > 1 else "")
-    return Point(series, slots(row.spec), weights, speed.mean, speed.low, speed.high)
+    parts = [row.model, row.mode] + [f"tensor parallel {several}"] * (several > 1) + cache_words(row, rows)
+    return Point(", ".join(parts), slots(row.spec), weights, speed.mean, speed.low, speed.high)
 
 
 def _ratios(rows: Sequence[Row]) -> str:

@@ -82,7 +82,7 @@ class Point:
 
 
 def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -> list[Path]:
-    """Decode speed against weights on the device, a series a model and mode.
+    """Decode speed against weights on the device.
 
     Args:
         out: path without suffix.
@@ -97,7 +97,7 @@ def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -
     for point in points:
         series.setdefault(point.series, []).append(point)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.8), layout="constrained")
+        figure = Figure(figsize=(8, 4.4 + 0.15 * len(series)), layout="constrained")
         axes: Any = figure.add_subplot()
         drawn: list[Any] = []
         for here, (colour, marker) in zip(
@@ -129,9 +129,12 @@ def memory_speed(points: Sequence[Point], title: str, caption: str, out: Path) -
         axes.set_xlim(0, 1.15 * max(p.memory_bytes for p in points) / 1e9)
         axes.set_xlabel("weights on the device, expert slots included [GB = 10⁹ bytes]")
         axes.set_ylabel("decode speed of one sequence [tokens/s]")
-        axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
         # handles and labels by hand: matplotlib leaves out labels that begin with an underscore
-        legend = axes.legend(drawn, list(series), frameon=False, loc="best", fontsize=9)
+        legend = axes.legend(
+            drawn, list(series), frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), fontsize=8,
+            handletextpad=0.2,
+        )  # fmt: skip
         for text in legend.get_texts():
             text.set_parse_math(False)
         figure.supxlabel(

@@ -134,11 +134,11 @@ def _line_name(row: Row, rows: Sequence[Row]) -> str:
         parts.append(f"concurrency {row.spec.workload.concurrency}")
     if len({r.spec.serving.tensor_parallel_size for r in rows}) > 1:
         parts.append(f"tensor parallel {row.spec.serving.tensor_parallel_size}")
-    return ", ".join((*parts, *_cache_words(row, rows)))
+    return ", ".join((*parts, *cache_words(row, rows)))
 
 
-def _cache_words(row: Row, rows: Sequence[Row]) -> list[str]:
-    """Policy, store and routing of a cached cell, where they are not the same in all."""
+def cache_words(row: Row, rows: Sequence[Row]) -> list[str]:
+    """Policy, store and routing of a cell, where they are not the same in all that are cached."""
     serving, given = row.spec.serving, [r.spec.serving for r in rows if r.cached]
     words = [
         (row.routing, {s.moe_routing for s in given}),

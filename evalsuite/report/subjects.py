@@ -9,7 +9,15 @@ from evalsuite.core.errors import ModelError, StorageError
 from evalsuite.core.record import Record
 from evalsuite.data.models import DEMO, find_checkpoint
 from evalsuite.report.apart import checkpoint_names
-from evalsuite.report.choose import Lineage, device_of, grouped, model_of, newest, perplexity_condition
+from evalsuite.report.choose import (
+    Lineage,
+    device_of,
+    grouped,
+    model_of,
+    newest,
+    perplexity_condition,
+    stand_ins,
+)
 from evalsuite.report.footprint import phase_table
 from evalsuite.report.gallery import Gallery, Picture
 from evalsuite.report.headline import headline_table, standings, unscored
@@ -22,6 +30,7 @@ from evalsuite.report.models import (
 )
 from evalsuite.report.perplexity_runs import (
     Pairing,
+    condition_of,
     condition_table,
     pairings,
     pairings_table,
@@ -61,8 +70,7 @@ def sections(runs: Sequence[StoredRun], gallery: Gallery) -> tuple[Section, ...]
     Args:
         runs: newest first; of several of one spec on one device the newest counts.
     """
-    chosen = newest(runs)
-    book = Book(chosen, gallery)
+    book = Book(runs, gallery)
     made = (
         book.headline(), book.perplexity(), book.comparison(), book.speed(), book.cache(), book.modes(),
         book.memory(), book.requirements(), book.quantization(), book.models(), book.flags(),
@@ -75,11 +83,12 @@ class Book:
     """The runs of a report, sorted by what they measured; a method a section, which may be empty."""
 
     def __init__(self, runs: Sequence[StoredRun], gallery: Gallery) -> None:
+        self._paths = {run.record.run_id: run.path for run in runs}
+        runs, stands_for = newest(runs), stand_ins(runs)
         self._runs, self._gallery = runs, gallery
         self._records = [run.record for run in runs]
-        self._paths = {run.record.run_id: run.path for run in runs}
-        self._lineage = Lineage(self._records)
-        self._pairings = pairings(self._records)
+        self._lineage = Lineage(self._records, stands_for)
+        self._pairings = pairings(self._records, stands_for)
         finished = [run for run in runs if run.record.status == "ok"]
         scored = [run for run in finished if run.record.kind == "ppl"]
         self._conditions = [
@@ -124,14 +133,21 @@ class Book:
 
     def comparison(self) -> Section:
         def condition(row: Pairing) -> Hashable:
-            return row.result.baseline_run, row.result.windows
+            if row.same_weights:
+                return condition_of(row.record)
+            return row.runs[1], row.result.windows
 
         groups = grouped(self._pairings, condition)
         for group in groups:
             group.sort(key=lambda row: row.result.delta_ln_ppl)
         return Section(
             "comparison", "Paired comparison", tuple(pairings_table(group) for group in groups),
-            tuple(p for group in groups for p in paired_pictures(self._gallery, group, self._paths)),
+            tuple(
+                picture
+                for group in groups
+                if not group[0].same_weights
+                for picture in paired_pictures(self._gallery, group, self._paths)
+            ),
         )  # fmt: skip
 
     def speed(self) -> Section:

@@ -13,7 +13,9 @@ from evalsuite.experiment.load import load_experiment
 from evalsuite.store.runs import RunStore
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [*sorted((ROOT / "experiments").glob("hlwq_*.toml")), ROOT / "experiments" / "smollm2_engines.toml"]
+FILES = sorted(
+    path for glob in ("hlwq_*", "*_engines") for path in (ROOT / "experiments").glob(f"{glob}.toml")
+)
 TWO_ARMS = """
 question = "Is this a test?"
 source = "{source}"
@@ -171,6 +173,7 @@ def test_kept_checkpoints_stay(cli, experiment, tmp_path):
         (("context = 64", 'protocol = ["hf", "hf"]'), "protocol: a value is there twice"),
         (("context = 64", 'engine = "server"'), "engine.1: "),
         (("context = 64", 'engine = ["auto", "vllm"]'), "name torch and vllm"),
+        (("context = 64", "gpu_memory_utilization = 0.5"), "name vllm as an engine"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )

@@ -63,6 +63,7 @@ def tables(path):
         if line.startswith("# "):
             found.append([])
         elif line.startswith("| ") and "---" not in line:
+            line = line.replace(r"\*", "*")
             found[-1].append([cell.strip() for cell in line.strip("|").split(" | ")])
     return found
 
@@ -109,10 +110,11 @@ def test_an_arm_that_one_engine_cannot_run_fails_alone(cli, experiment, tmp_path
     done = cli("run", experiment)
     assert done.code == 1
     assert "These have no result: RTN INT4 (card-1155*, vllm)." in done.said
-    arms, engines = tables(tmp_path / "results" / "engines.md")
-    failed = [row for row in arms if "failed" in row]
-    assert [row[:2] for row in failed] == [["RTN INT4", "vllm"]]
-    assert failed[0][-1].endswith("it has no kernel for that.")
+    arms, engines, reasons = tables(tmp_path / "results" / "engines.md")
+    assert [row[:2] for row in arms if "failed" in row] == [["RTN INT4", "vllm"]]
+    _, (what, why) = reasons
+    assert what == "RTN INT4 (card-1155*, vllm)"
+    assert why.endswith("failed in vLLM. It has no kernel for that.")
     assert [row[0] for row in engines if "failed" in row] == ["RTN INT4"]
     refused.clear()
     mended = cli("run", experiment)
@@ -133,9 +135,10 @@ def test_engines_that_cannot_be_compared_are_an_error(cli, experiment, tmp_path,
     done = cli("run", experiment)
     assert done.code == 1
     assert all(f"{arm} (card-1155*: engine against engine)" in done.said for arm in ARMS)
-    arms, engines = tables(tmp_path / "results" / "engines.md")
+    arms, engines, reasons = tables(tmp_path / "results" / "engines.md")
     assert not [row for row in arms if "failed" in row]
-    assert [row[-1] for row in engines[1:]] == ["The disk is full."] * len(ARMS)
+    assert {cell for row in engines[1:] for cell in row[3:]} == {"—"}
+    assert [row[-1] for row in reasons[1:]] == ["The disk is full."] * len(ARMS)
 
 
 def test_an_engine_that_cannot_run_the_baseline_leaves_the_other_alone(cli, experiment, tmp_path, refused):
@@ -143,10 +146,8 @@ def test_an_engine_that_cannot_run_the_baseline_leaves_the_other_alone(cli, expe
     done = cli("run", experiment)
     assert done.code == 1
     assert all(f"{arm} (card-1155*, vllm)" in done.said for arm in ARMS)
-    arms, _ = tables(tmp_path / "results" / "engines.md")
-    assert [row[-1] for row in arms if row[:2] == ["RTN INT4", "vllm"]] == [
-        "BF16 has no result to compare with"
-    ]
+    *_, reasons = tables(tmp_path / "results" / "engines.md")
+    assert ["RTN INT4 (card-1155*, vllm)", "BF16 has no result to compare with"] in reasons
     experiment.write_text(experiment.read_text().replace(BOTH, 'engine = "vllm"\n'))
     alone = cli("run", experiment)
     assert alone.code == 2, "nothing can be said, and the error is the baseline's"

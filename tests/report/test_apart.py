@@ -27,11 +27,17 @@ def test_what_varies_is_said_and_the_time_only_where_nothing_else_does():
 
 def test_dtype_and_storage():
     wide = model().model_copy(update={"dtype": "float32"})
-    assert names_apart([run("a"), run("b", model=wide), run("c", model=model(stored="GGUF Q4_1"))]) == {
+    gguf = model(stored="GGUF Q4_1").model_copy(update={"fingerprint": "another"})
+    assert names_apart([run("a"), run("b", model=wide), run("c", model=gguf)]) == {
         "a": "m (bfloat16, BF16 safetensors)",
         "b": "m (float32, BF16 safetensors)",
         "c": "m (bfloat16, GGUF Q4_1)",
     }
+
+
+def test_of_one_checkpoint_what_engines_call_its_storage_is_not_said():
+    other = run("b", engaged={"engine": "torch"}, model=model(stored="compressed-tensors safetensors"))
+    assert names_apart([run("a"), other]) == {"a": "m (vllm)", "b": "m (torch)"}
 
 
 def test_checkpoints_of_one_name_are_told_apart_by_their_places():

@@ -2,15 +2,21 @@
 
 from pathlib import Path
 
+import pytest
+
 from evalsuite.report.choose import (
     Lineage,
     device_of,
+    engine_of,
     grouped,
     model_of,
     newest,
     perplexity_condition,
+    scored_alike,
     speed_condition,
+    stand_ins,
 )
+from evalsuite.report.perplexity_runs import pairings
 from evalsuite.store.runs import StoredRun, load_runs
 from report.record_files import copy_runs, machine, model, speed_record
 
@@ -59,6 +65,43 @@ def test_perplexities_of_another_protocol_or_number_of_windows_are_apart(tmp_pat
     records = [run.record for run in load_runs(tmp_path)[0]]
     assert len({perplexity_condition(record) for record in records}) == 2
     assert [len(group) for group in grouped(records, perplexity_condition)] == [1, 1]
+
+
+class TestOneModelThroughTwoEngines:
+    @pytest.fixture
+    def runs(self, tmp_path: Path):
+        copy_runs(tmp_path, "smollm2-bf16-83d13ebf/*", "smollm2-rtn-int4-4b375fcb/*")
+        return load_runs(tmp_path)[0]
+
+    def test_of_runs_that_scored_alike_the_newest_stands(self, runs):
+        def scored(found):
+            return [run.record for run in found if run.record.kind == "ppl"]
+
+        kept = scored(newest(runs))
+        assert len({scored_alike(record) for record in scored(runs)}) == len(kept) == 8
+        assert len(scored(runs)) == 10, "one more of each, from another folder"
+        stand = stand_ins(runs)
+        assert set(stand.values()) == {record.run_id for record in kept}
+        assert all(stand[record.run_id] == record.run_id for record in kept)
+
+    def test_each_engine_has_its_own_baseline(self, runs):
+        records = [run.record for run in newest(runs)]
+        scored = [record for record in records if record.kind == "ppl"]
+        lineage = Lineage(records, stand_ins(runs))
+        for group in grouped(scored, perplexity_condition):
+            for record in group:
+                base = lineage.baseline(record, group)
+                if "bf16" in record.run_id:
+                    assert base is None, "the other engine's run is of the same weights"
+                else:
+                    assert base is not None
+                    assert (engine_of(base), "bf16" in base.run_id) == (engine_of(record), True)
+
+    def test_pairs_of_one_checkpoint_are_apart(self, runs):
+        found = pairings([run.record for run in newest(runs)], stand_ins(runs))
+        engines = [pair for pair in found if pair.same_weights]
+        assert len(engines) == len(found) - len(engines) == 4, "two models or two engines, two protocols each"
+        assert all("(vllm)" in pair.names[0] and "(torch)" in pair.names[1] for pair in engines)
 
 
 class TestLineage:
