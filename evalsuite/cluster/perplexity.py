@@ -141,7 +141,9 @@ def _carry_out(
             load_s=max(opened.load_s for _, opened in pool.opened.values()), scoring=scoring,
         )  # fmt: skip
         record = _record(pool, folder, spec, "ok", scorer, facts, text, tally)
-        record = record.model_copy(update={"results": results, "telemetry": _memory(closings)})
+        memory = _memory(closings)
+        warnings = (*record.warnings, *memory.warnings())
+        record = record.model_copy(update={"results": results, "telemetry": memory, "warnings": warnings})
         if spec.moe_expert_cache_size is not None and scoring.forward_tokens:
             record = with_expert_cache(record, _added([c.expert_cache for c in closings if c.expert_cache]))
         return Finished(folder.finish(record), record)
@@ -236,6 +238,7 @@ def _memory(closings: Sequence[Closing]) -> Telemetry:
         gpu_allocated_peak_bytes=_highest(one.gpu_allocated_peak_bytes for one in found),
         gpu_reserved_peak_bytes=_highest(one.gpu_reserved_peak_bytes for one in found),
         gpu_device_used_bytes=_highest(one.gpu_device_used_bytes for one in found),
+        neighbours=tuple(dict.fromkeys(who for one in found for who in one.neighbours)),
         absent=found[0].absent,
     )
 

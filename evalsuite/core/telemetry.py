@@ -62,6 +62,7 @@ class Telemetry(Value):
         engine: what the engine says of its own memory.
         sampled: whether the samples were taken by another process than the measured one; None where there
             are none.
+        neighbours: who else used the GPUs, a phrase a GPU; empty where nobody did, or nobody can tell.
         phases, series: of runs that were sampled.
     """
 
@@ -72,6 +73,11 @@ class Telemetry(Value):
     gpu_process_peak_bytes: int | None = None
     engine: EngineMemory | None = None
     sampled: Literal["from outside", "in process"] | None = None
+    neighbours: tuple[str, ...] = ()
     phases: tuple[Phase, ...] = ()
     series: tuple[Series, ...] = ()
     absent: dict[str, str] = Field(default={})
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the run's times must know."""
+        return tuple(f"{who}: times and memory are not those of an idle GPU" for who in self.neighbours)

@@ -26,6 +26,7 @@ from evalsuite.engines.finite import refuse_non_finite
 from evalsuite.engines.head import Head, divergence_of, nats_of
 from evalsuite.engines.loading import load_model, quiet_transformers
 from evalsuite.engines.torch_cache import Caching, cache_warnings, require_experts
+from evalsuite.telemetry.gpu import neighbours, visible_gpus
 from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
 
 CPU_PASS_TOKENS = 3072  # a pass a core; larger ones only leave the core's caches
@@ -173,11 +174,13 @@ class TorchScorer:
         if self._device.type == "cpu":
             reason = "scored on the CPU"
             return Telemetry(rss_peak_bytes=rss_peak_bytes(), absent={"gpu": reason})
+        index = self._device.index or 0
         return Telemetry(
             rss_peak_bytes=rss_peak_bytes(),
             gpu_allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device),
             gpu_reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device),
-            gpu_device_used_bytes=gpu_device_used_bytes(self._device.index or 0),
+            gpu_device_used_bytes=gpu_device_used_bytes(index),
+            neighbours=neighbours(visible_gpus((index,), 1)),
         )
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ from evalsuite.engines.vllm_failures import failure, message_of
 from evalsuite.engines.vllm_hidden import REQUEST, RankScore
 from evalsuite.engines.vllm_offline import FOREIGN
 from evalsuite.engines.vllm_plugin import client
+from evalsuite.telemetry.gpu import neighbours, visible_gpus
 from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.probes import gpu_device_used_bytes, rss_peak_bytes
 
@@ -202,11 +203,13 @@ class VllmScorer:
         if self._cpu:
             return Telemetry(rss_peak_bytes=rss_peak_bytes(), absent={"gpu": "scored on the CPU"})
         peaks = self._rpc("hlwq_allocator_peaks")
+        first = torch.device(self.facts.device).index or 0
         return Telemetry(
             rss_peak_bytes=rss_peak_bytes(),
             gpu_allocated_peak_bytes=sum(rank["allocated"] for rank in peaks),
             gpu_reserved_peak_bytes=sum(rank["reserved"] for rank in peaks),
-            gpu_device_used_bytes=gpu_device_used_bytes(torch.device(self.facts.device).index or 0),
+            gpu_device_used_bytes=gpu_device_used_bytes(first),
+            neighbours=neighbours(visible_gpus(range(first, first + len(peaks)), len(peaks))),
         )
 
     def close(self) -> None:

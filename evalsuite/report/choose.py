@@ -55,6 +55,12 @@ def speed_condition(record: Record) -> Hashable:
     )
 
 
+def bears_witness(record: Record) -> bool:
+    """Whether a claim may be checked by a run: it succeeded, and had its GPU to itself where that matters."""
+    disturbed = record.kind in ("speed", "footprint") and record.telemetry and record.telemetry.neighbours
+    return record.status == "ok" and not disturbed
+
+
 def device_of(record: Record) -> str:
     """The device as its driver names it; of a run that failed early, the one that it was to run on."""
     if record.model is not None:

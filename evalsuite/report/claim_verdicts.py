@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from evalsuite.core.record import Record
+from evalsuite.report.choose import bears_witness
 from evalsuite.report.claim_bounds import RULES as BOUND_RULES
 from evalsuite.report.claim_evidence import Evidence, evidence, is_of
 from evalsuite.report.claim_findings import Finding, in_unit
@@ -89,7 +90,7 @@ class Judged:
 def judge(claims: Claims, records: Sequence[Record] = ()) -> list[Judged]:
     """A verdict for every claim, in the order of the file."""
     runs = {
-        key: [record for record in records if record.status == "ok" and is_of(record, model)]
+        key: [record for record in records if bears_witness(record) and is_of(record, model)]
         for key, model in claims.models.items()
     }
     said: dict[str, list[Said]] = defaultdict(list)

@@ -7,7 +7,7 @@ of one sequence, with a column for each mode on each device, because the two mod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from evalsuite.report.choose import newest
+from evalsuite.report.choose import bears_witness, newest
 from evalsuite.report.claim_evidence import is_of
 from evalsuite.report.claims import Claim, Claims
 from evalsuite.report.speed import decode_cell, runs_of
@@ -38,12 +38,13 @@ class Arm:
 
 
 def one_sequence(runs: Sequence[StoredRun]) -> list[Row]:
-    """Finished cells with one request at a time, the newest of each spec on each kind of device.
+    """Undisturbed cells with one request at a time, the newest of each spec on each kind of device.
 
     Args:
         runs: newest first.
     """
-    cells = [run for run in newest(runs) if run.record.kind == "speed" and run.record.status == "ok"]
+    undisturbed = (run for run in runs if bears_witness(run.record))
+    cells = [run for run in newest(undisturbed) if run.record.kind == "speed"]
     return [row for row in (Row(run.record) for run in cells) if row.result.concurrency == 1]
 
 

@@ -168,6 +168,7 @@ class _Run:
         """As far as the run came."""
         facts = self._engine.facts if self._engine else None
         demo = (DEMO_WARNING,) if self._spec.model == "demo" else ()
+        beside = self._telemetry.warnings() if self._telemetry else ()
         status = "ok" if error is None else status_of(error)
         return new_record(self._folder, self._spec, status).model_copy(
             update={
@@ -177,7 +178,7 @@ class _Run:
                 "expert_cache": self._counters,
                 "telemetry": self._telemetry,
                 "engaged": facts.engaged if facts else {},
-                "warnings": (*demo, *self._subject.warnings, *(facts.warnings if facts else ())),
+                "warnings": (*demo, *self._subject.warnings, *(facts.warnings if facts else ()), *beside),
                 "error": str(error) if isinstance(error, EvalError) else None,
                 "files": tuple(name for name in (PARQUET, LOG) if (self._folder.path / name).is_file()),
             }

@@ -166,7 +166,8 @@ class Sweep:
             telemetry = watch.summary().model_copy(update={"engine": measuring.memory})
             record = record.model_copy(
                 update={
-                    "finished": utc_now(), "warnings": (*record.warnings, *held.warnings),
+                    "finished": utc_now(),
+                    "warnings": (*record.warnings, *held.warnings, *telemetry.warnings()),
                     "telemetry": telemetry, "files": self._keep_files(folder, held.log, log_start),
                 }
             )  # fmt: skip

@@ -73,6 +73,34 @@ def _listed() -> list[str] | None:
     return [name for name in names[: names.index("-1") if "-1" in names else None] if name]
 
 
+def neighbours(gpus: Sequence[int]) -> tuple[str, ...]:
+    """Who uses GPUs at this moment beside this process and its children, a phrase a GPU.
+
+    Args:
+        gpus: NVML indices.
+
+    Returns:
+        Nothing of a GPU where NVML lists none of ours: its processes may then be ours by other numbers.
+    """
+    found: list[str] = []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        ours = ProcessTree(os.getpid()).pids(refresh=True)
+        for index in gpus:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            listed = {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+            if listed & ours and (others := listed - ours):
+                found.append(f"GPU {index}: {_processes(len(others))} used it at the same time")
+    except pynvml.NVMLError:
+        return ()
+    finally:
+        pynvml.nvmlShutdown()
+    return tuple(found)
+
+
 class GpuProbe:
     """Every GPU in use, from before the measured process begins to use it.
 
@@ -110,6 +138,11 @@ class GpuProbe:
         if self._devices and (one := found.get(f"gpu{self._devices[0].index}_process_bytes")):
             found["gpu_process_bytes"] = one
         return found
+
+    @property
+    def neighbours(self) -> tuple[str, ...]:
+        """Who else used the GPUs, a phrase a GPU."""
+        return tuple(f"GPU {d.index}: {who}" for d in self._devices if (who := d.foreign()))
 
     def read(self) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -195,13 +228,16 @@ class _Device:
             return {}
         return {"process_bytes": sum(mine)}
 
+    def foreign(self) -> str:
+        """Who else used the device; empty where nobody did, or NVML does not say whose a process is."""
+        if not self._foreign and self._matched and (strangers := self._strangers - self._tree.pids()):
+            return f"{_processes(len(strangers))} outside of the measured tree used the GPU"
+        return self._foreign
+
     def explain(self) -> dict[str, str]:
         """Column to the reason why it is absent or not to be trusted."""
         found: dict[str, str] = {}
-        foreign = self._foreign
-        if self._matched and (strangers := self._strangers - self._tree.pids()):
-            foreign = foreign or f"{_processes(len(strangers))} outside of the measured tree used the GPU"
-        if foreign:
+        if foreign := self.foreign():
             found |= dict.fromkeys(self._columns - {"process_bytes"}, foreign)
         found |= self._failed | self._never
         if "process_bytes" not in self._columns:

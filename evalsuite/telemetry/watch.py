@@ -71,7 +71,8 @@ class Watch:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         slow_s = max(SLOW_PERIOD_S, 1 / hz)
-        fast = (ProcessProbe(self._tree), GpuProbe(gpus, self._tree))
+        self._gpus = GpuProbe(gpus, self._tree)
+        fast = (ProcessProbe(self._tree), self._gpus)
         slow = (FileProbe(files or {}), DiskProbe(out))
         self._fast = Sampler(fast, 1 / hz, FAST_SHARE, self._note, clock)
         self._slow = (
@@ -190,6 +191,7 @@ class Watch:
             gpu_device_used_bytes=sum(used) if used else None,
             gpu_process_peak_bytes=peak("gpu_process_bytes"),
             sampled="in process" if self._in_process else "from outside",
+            neighbours=self._gpus.neighbours,
             phases=phases,
             series=series,
             absent=absent,

@@ -100,6 +100,13 @@ def test_runs_under_other_conditions_decide_nothing(run: Record, reason: str):
     assert reason in item.why
 
 
+def test_a_run_that_shared_its_gpu_decides_no_speed():
+    beside = Telemetry(rss_peak_bytes=None, neighbours=("GPU 0: another process used it",))
+    claims = small(claim("a", value=24, **ON_PRO))
+    assert one(claims, speed(24, changes={"telemetry": beside})).verdict == "not measured"
+    assert one(claims, speed(24)).verdict == "holds"
+
+
 def test_what_a_claim_leaves_open_is_open_and_what_it_states_is_not():
     runs = [speed(15, enforce_eager=True), speed(205)]
     said = {"value": 16.2, **ON_PRO}

@@ -9,6 +9,7 @@ from evalsuite.core.record import Record
 from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.run import speed
 from evalsuite.store.runs import load_record
+from evalsuite.telemetry.gpu import GpuProbe
 
 
 def statuses(found):
@@ -185,3 +186,11 @@ def test_gpus_are_measured_at_once_and_memory_that_stays_is_noted(bench, monkeyp
     notes = [f.record.warnings for f in found]
     assert ["GPU 1 held 1 GB more" in n for n in notes] == [False, True]
     assert sum("measured at the same time" in " ".join(n) for n in notes) >= 1
+
+
+def test_a_cell_beside_another_process_says_so(bench, monkeypatch):
+    guests = property(lambda probe: ("GPU 0: another process used the GPU before the run began",))
+    monkeypatch.setattr(GpuProbe, "neighbours", guests)
+    (one,) = bench.run(bench.cells(cache_sizes=(None,)))
+    assert one.record.telemetry.neighbours == guests.fget(None)
+    assert one.record.warnings[-1] == f"{guests.fget(None)[0]}: times and memory are not those of an idle GPU"

@@ -1,10 +1,12 @@
 """What NVML tells and does not tell, with the driver replaced at pynvml's own functions."""
 
+import os
+
 import pynvml
 import pytest
 
 from evalsuite.telemetry import gpu
-from evalsuite.telemetry.gpu import GpuProbe, count_visible, visible_gpus
+from evalsuite.telemetry.gpu import GpuProbe, count_visible, neighbours, visible_gpus
 from telemetry.nvml import FakeNvml
 
 GIB = 1 << 30
@@ -173,6 +175,15 @@ class TestForeign:
         (name,) = self.spoiled(watched)
         assert name == "gpu1_used_bytes"
         assert "2 other processes outside" in watched.reasons[name]
+        assert watched.neighbours == ("GPU 1: 2 other processes outside of the measured tree used the GPU",)
+
+    def test_at_this_moment(self, nvml: FakeNvml):
+        nvml.processes = [{os.getpid(): GIB, 55: GIB}, {os.getpid(): GIB}]
+        assert neighbours((0, 1)) == ("GPU 0: another process used it at the same time",)
+        nvml.processes[0] = {55: GIB, 56: GIB}
+        assert neighbours((0, 1)) == (), "which of them is ours, nobody can tell"
+        assert neighbours((7,)) == ()
+        assert nvml.opened == 0
 
     def test_watching_begins_after_the_model_is_loaded(self, nvml: FakeNvml):
         nvml.used[0], nvml.processes[0] = 9 * GIB, {100: 8 * GIB}
