@@ -1,5 +1,6 @@
 """What `footprint` does once its flags are a spec: the run, its tables and its pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def show(screen: Screen, folder: Path, record: Record) -> list[PhaseFootprint]:
     assert record.telemetry is not None
     samples = load_samples(folder)
     phases = by_phase(samples, record.telemetry.phases)
-    screen.table(phase_table(record, phases))
+    table = phase_table(record, phases)
+    screen.table(replace(table, title=f"{table.title}: {what(record)}"))
     screen.table(memory_table(record))
     screen.note(f"record: {folder}")
     result = record.results if isinstance(record.results, FootprintResult) else None

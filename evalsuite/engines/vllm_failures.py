@@ -57,6 +57,12 @@ KNOWN = (
         "end the other process, choose another with --gpus, or lower --gpu-memory-utilization.",
     ),
     KnownCause(
+        r"Error in memory profiling",
+        OutOfMemory,
+        "another process freed memory of the GPU while vLLM measured what it has for itself.",
+        "run it again once the other process is done, or choose another GPU with --gpus.",
+    ),
+    KnownCause(
         r"on kv cache allocation is less than requested memory for kv",
         OutOfMemory,
         "the machine's memory does not hold vLLM's key-value cache.",
@@ -108,6 +114,12 @@ KNOWN = (
         "this vLLM has no kernel for experts quantized like this on this device: INT4 experts need a GPU, or "
         "a CPU with AMX.",
         "serve it on a GPU, or use --engine torch, which dequantises on load.",
+    ),
+    KnownCause(
+        r"has no attribute 'cpu_gemm_wna16'",
+        UsageError,
+        "vLLM's library for CPUs without AVX-512 has no INT4 products.",
+        "use --engine torch, which dequantises on load, or serve it on a GPU.",
     ),
     KnownCause(
         r"Failed to find a kernel that can implement|Unknown quantization method"

@@ -81,6 +81,11 @@ class Run:
             return self.experiment.source
         return str(quantized_folder(self.work, self.source, self._fingerprint, "bf16", {}))
 
+    @cached_property
+    def _refused(self) -> dict[str, EvalError]:
+        """Arms that could not be quantized: no other setting tries again."""
+        return {}
+
     @property
     def _baseline(self) -> Arm:
         return self.experiment.arms[0]
@@ -217,11 +222,17 @@ class Run:
         folder, found = self._folder(arm), self._find_quantized(arm)
         if folder.exists() and found:
             return found
+        if refused := self._refused.get(arm.name):
+            raise refused
         shutil.rmtree(folder, ignore_errors=True)  # ours by its name, and without the record it is no use
         self._copy_source(watcher)
         assert arm.recipe is not None
         step = watcher.quantizing(f"{arm.name}: quantizing")
-        _, record = run_quantize(self._quantize_spec(arm.recipe), folder, self.store, step)
+        try:
+            _, record = run_quantize(self._quantize_spec(arm.recipe), folder, self.store, step)
+        except EvalError as error:
+            self._refused[arm.name] = error
+            raise
         assert isinstance(record.results, QuantizeResult)
         return record.results
 

@@ -118,7 +118,10 @@ def speed_order(row: Row) -> tuple[Any, ...]:
     """Sorts cells by model, device, mode and concurrency, and by cache size, every expert last."""
     serving, concurrency = row.spec.serving, row.spec.workload.concurrency
     size, how = serving.moe_expert_cache_size, (serving.moe_expert_store, serving.moe_expert_cache_policy)
-    return row.model, row.device, row.mode, serving.moe_routing, concurrency, size is None, how, size or 0
+    return (
+        row.model, row.device, serving.tensor_parallel_size, row.mode, serving.moe_routing, concurrency,
+        size is None, how, size or 0, serving.gpus,
+    )  # fmt: skip
 
 
 def slots(spec: SpeedSpec) -> str:

@@ -28,6 +28,7 @@ from evalsuite.report.models import (
     models_table,
     serving_key,
 )
+from evalsuite.report.naming import what
 from evalsuite.report.perplexity_runs import (
     Pairing,
     condition_of,
@@ -52,7 +53,7 @@ from evalsuite.report.requirements import SMALL_BYTES, needs, requirements_table
 from evalsuite.report.section import Section
 from evalsuite.report.speed import device_table, latency_table
 from evalsuite.report.speed_arms import cache_table, generation_table, modes_of, modes_table
-from evalsuite.report.speed_cell import Row
+from evalsuite.report.speed_cell import Row, speed_order
 from evalsuite.report.speed_rows import speed_rows
 from evalsuite.report.tables import Table
 from evalsuite.report.vram import serving_of, vram_table
@@ -98,7 +99,7 @@ class Book:
         self._cells = [run for run in runs if run.record.kind == "speed"]
         rows = speed_rows(self._cells, gallery.warnings)
         rows += [Row(run.record) for run in self._cells if run.record.status != "ok"]
-        self._rows = sorted(rows, key=_order)
+        self._rows = sorted(rows, key=speed_order)
         self._footprints = [run for run in finished if run.record.kind == "footprint"]
 
     def headline(self) -> Section:
@@ -204,7 +205,8 @@ class Book:
             except StorageError as error:
                 self._gallery.warnings.append(f"no phases of {run.record.run_id}: {error.what}")
                 continue
-            tables.append(phase_table(run.record, by_phase(samples, run.record.telemetry.phases)))
+            phases = by_phase(samples, run.record.telemetry.phases)
+            tables.append(_titled(phase_table(run.record, phases), what(run.record)))
         return Section("memory", "Memory", tuple(tables), tuple(pictures))
 
     def requirements(self) -> Section:
@@ -284,15 +286,6 @@ def _load_s(run: StoredRun) -> float:
     """How long its telemetry saw it load."""
     phases = run.record.telemetry.phases if run.record.telemetry else ()
     return sum(phase.stop_s - phase.start_s for phase in phases if phase.name == "load")
-
-
-def _order(row: Row) -> tuple[object, ...]:
-    serving = row.spec.serving
-    return (
-        row.model, row.device, serving.tensor_parallel_size, serving.moe_expert_cache_size or 1 << 30,
-        row.mode, serving.moe_routing, serving.moe_expert_store, serving.moe_expert_cache_policy,
-        row.spec.workload.concurrency, serving.gpus,
-    )  # fmt: skip
 
 
 def _platform(row: Row) -> Hashable:

@@ -125,6 +125,20 @@ def test_an_arm_that_one_engine_cannot_run_fails_alone(cli, experiment, tmp_path
     assert "failed" not in (tmp_path / "results" / "engines.md").read_text()
 
 
+def test_an_arm_that_cannot_be_quantized_is_tried_once(cli, experiment, refused, monkeypatch):
+    tried = []
+
+    def quantize(*_):
+        tried.append(None)
+        raise ModelError("No rows of this width.")
+
+    monkeypatch.setattr(ablation_run, "run_quantize", quantize)
+    done = cli("run", experiment)
+    assert done.code == 1
+    assert all(f"RTN INT4 (card-1155*, {engine})" in done.said for engine in ("torch", "vllm"))
+    assert len(tried) == len(ARMS) - 1
+
+
 def test_engines_that_cannot_be_compared_are_an_error(cli, experiment, tmp_path, refused, monkeypatch):
     def compare(baseline, candidate, *rest):
         if baseline.parent == candidate.parent:  # one arm through both engines

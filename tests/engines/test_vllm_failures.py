@@ -36,6 +36,14 @@ CASES = [
         OutOfMemory, "another process uses it",
     ),
     (
+        "AssertionError: Error in memory profiling. Initial free memory 85.09 GiB, current free memory 106.22 GiB. This happens when other processes sharing the same container release GPU memory while vLLM is profiling during initialization.",
+        OutOfMemory, "another process freed memory",
+    ),
+    (
+        "AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'",
+        UsageError, "CPUs without AVX-512",
+    ),
+    (
         "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
         OutOfMemory, "leave no room",
     ),
