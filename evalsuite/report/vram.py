@@ -40,9 +40,16 @@ def _slots(record: Record) -> str:
     return "all" if size is None else str(size)
 
 
+def _store(record: Record) -> str:
+    serving = serving_of(record)
+    return "—" if serving.moe_expert_cache_size is None else serving.moe_expert_store
+
+
 LABELS = (
     Column[Record]("measured by", lambda r: r.kind, label=True),
     Column[Record]("cache", _slots, label=True),
+    Column[Record]("store", _store, label=True),
+    Column[Record]("routing", lambda r: serving_of(r).moe_routing, label=True),
     Column[Record]("mode", lambda r: str(r.engaged.get("mode", "")), label=True),
     Column[Record]("concurrency", lambda r: str(r.spec["workload"]["concurrency"]), label=True),
     Column[Record]("tensor parallel", lambda r: str(serving_of(r).tensor_parallel_size), label=True),
