@@ -62,7 +62,8 @@ class Telemetry(Value):
         engine: what the engine says of its own memory.
         sampled: whether the samples were taken by another process than the measured one; None where there
             are none.
-        neighbours: who else used the GPUs, a phrase a GPU; empty where nobody did, or nobody can tell.
+        neighbours: who used the GPUs at the same time, a phrase a GPU; of a perplexity, who did at its end.
+            Empty where nobody did, or NVML does not tell whose a process is.
         phases, series: of runs that were sampled.
     """
 

@@ -174,13 +174,13 @@ class TorchScorer:
         if self._device.type == "cpu":
             reason = "scored on the CPU"
             return Telemetry(rss_peak_bytes=rss_peak_bytes(), absent={"gpu": reason})
-        index = self._device.index or 0
+        gpus = visible_gpus((self._device.index or 0,), 1)
         return Telemetry(
             rss_peak_bytes=rss_peak_bytes(),
             gpu_allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device),
             gpu_reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device),
-            gpu_device_used_bytes=gpu_device_used_bytes(index),
-            neighbours=neighbours(visible_gpus((index,), 1)),
+            gpu_device_used_bytes=gpu_device_used_bytes(gpus[0]),
+            neighbours=neighbours(gpus),
         )
 
     def close(self) -> None:

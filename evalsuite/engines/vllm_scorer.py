@@ -204,12 +204,13 @@ class VllmScorer:
             return Telemetry(rss_peak_bytes=rss_peak_bytes(), absent={"gpu": "scored on the CPU"})
         peaks = self._rpc("hlwq_allocator_peaks")
         first = torch.device(self.facts.device).index or 0
+        gpus = visible_gpus(range(first, first + len(peaks)), len(peaks))
         return Telemetry(
             rss_peak_bytes=rss_peak_bytes(),
             gpu_allocated_peak_bytes=sum(rank["allocated"] for rank in peaks),
             gpu_reserved_peak_bytes=sum(rank["reserved"] for rank in peaks),
-            gpu_device_used_bytes=gpu_device_used_bytes(first),
-            neighbours=neighbours(visible_gpus(range(first, first + len(peaks)), len(peaks))),
+            gpu_device_used_bytes=gpu_device_used_bytes(gpus[0]),
+            neighbours=neighbours(gpus),
         )
 
     def close(self) -> None:

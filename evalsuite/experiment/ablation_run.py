@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from evalsuite.core.errors import EvalError
+from evalsuite.core.errors import EvalError, UsageError
 from evalsuite.core.protocol import WindowProtocol
 from evalsuite.core.record import CompareResult, PerplexityResult, QuantizeResult
 from evalsuite.core.spec import PerplexitySpec, QuantizeSpec, spec_hash
@@ -69,6 +69,7 @@ class Run:
     store: RunStore
     work: Path
     score: Callable[[PerplexitySpec, RunStore, Any], Finished] | None = None
+    _refused: dict[str, UsageError] = field(default_factory=dict[str, UsageError], init=False)
 
     @cached_property
     def source(self) -> Checkpoint:
@@ -80,11 +81,6 @@ class Run:
         if self.source.gguf is None:
             return self.experiment.source
         return str(quantized_folder(self.work, self.source, self._fingerprint, "bf16", {}))
-
-    @cached_property
-    def _refused(self) -> dict[str, EvalError]:
-        """Arms that could not be quantized: no other setting tries again."""
-        return {}
 
     @property
     def _baseline(self) -> Arm:
@@ -230,7 +226,7 @@ class Run:
         step = watcher.quantizing(f"{arm.name}: quantizing")
         try:
             _, record = run_quantize(self._quantize_spec(arm.recipe), folder, self.store, step)
-        except EvalError as error:
+        except UsageError as error:  # of the recipe or the model: it would come again in every setting
             self._refused[arm.name] = error
             raise
         assert isinstance(record.results, QuantizeResult)

@@ -32,10 +32,12 @@ def perplexity_condition(record: Record) -> Hashable:
 def scored_alike(record: Record) -> Hashable:
     """Equal for runs that scored the same weights in the same way, wherever these lie."""
     assert record.model is not None
-    cache = {key: value for key, value in record.spec.items() if key.startswith("moe_")}
+    spec = record.spec
+    cache = {key: value for key, value in spec.items() if key.startswith("moe_")}
     return (
         perplexity_condition(record), record.model.fingerprint, record.model.dtype, engine_of(record),
-        cache.get("moe_expert_cache_size") and canonical_json(cache), device_of(record),
+        cache.get("moe_expert_cache_size") and canonical_json(cache), spec.get("tensor_parallel_size", 1),
+        canonical_json(spec.get("additional_config", {})), device_of(record),
     )  # fmt: skip
 
 
@@ -88,27 +90,36 @@ def engine_of(record: Record) -> str:
 def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
 
-    Of perplexities that were scored alike, the newest too, though their specs say it in other words.
+    One that shared its GPU stands between them. Of perplexities that were scored alike, the newest too,
+    though their specs say it in other words.
 
     Args:
         runs: newest first.
     """
+    runs = list(runs)
     found: dict[Hashable, StoredRun] = {}
     for run in runs:
         record = run.record
         key = (record.kind, record.spec_hash, device_of(record))
-        if key not in found or (record.status == "ok" and found[key].record.status != "ok"):
+        if key not in found or _rank(record) > _rank(found[key].record):
             found[key] = run
+    best = {run.record.run_id for run in found.values()}
     kept: dict[Hashable, StoredRun] = {}
-    for run in found.values():
-        kept.setdefault(scored_alike(run.record) if _is_scored(run.record) else run.record.run_id, run)
+    for run in runs:
+        if run.record.run_id in best:
+            kept.setdefault(scored_alike(run.record) if _is_scored(run.record) else run.record.run_id, run)
     return list(kept.values())
 
 
+def _rank(record: Record) -> int:
+    return (record.status == "ok") + bears_witness(record)
+
+
 def stand_ins(runs: Sequence[StoredRun]) -> dict[str, str]:
-    """The perplexity run that `newest` keeps for each, by run id."""
+    """The perplexity run that `newest` keeps for another that was scored alike, by the other's run id."""
     kept = {scored_alike(r.record): r.record.run_id for r in newest(runs) if _is_scored(r.record)}
-    return {r.record.run_id: kept[scored_alike(r.record)] for r in runs if _is_scored(r.record)}
+    scored = [run.record for run in runs if _is_scored(run.record)]
+    return {record.run_id: kept.get(scored_alike(record), record.run_id) for record in scored}
 
 
 def _is_scored(record: Record) -> bool:
@@ -124,15 +135,23 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list
 
 
 def compared_runs(result: CompareResult, stands_for: Mapping[str, str]) -> tuple[str, str]:
-    """Candidate and baseline of a comparison, each by the run that stands for it."""
-    runs = result.candidate_run, result.baseline_run
-    return stands_for.get(runs[0], runs[0]), stands_for.get(runs[1], runs[1])
+    """Candidate and baseline of a comparison, by the runs that stand for them unless one stands for both."""
+    candidate, baseline = result.candidate_run, result.baseline_run
+    pair = stands_for.get(candidate, candidate), stands_for.get(baseline, baseline)
+    return (candidate, baseline) if pair[0] == pair[1] else pair
+
+
+def through_two_engines(pair: tuple[str, str], records: Sequence[Record]) -> bool:
+    """Whether two runs, by their ids, are of one checkpoint and differ in what computed it."""
+    found = [record for record in records if record.run_id in pair and record.model is not None]
+    weights = {record.model.fingerprint for record in found if record.model}
+    return len(found) == 2 and len(weights) == 1 and engine_of(found[0]) != engine_of(found[1])
 
 
 class Lineage:
     """Which run a run is measured against: the unquantized model's, under the same condition.
 
-    A run's baseline is the one that a recorded comparison names, unless that has the same weights; else the
+    A run's baseline is the one that a recorded comparison names, unless only the engine differs; else the
     source that a recorded quantization names; else the only plain 16- or 32-bit model of the same
     architecture and parameters that no quantization made. Of several runs of it, one through the same engine.
     """
@@ -141,11 +160,10 @@ class Lineage:
         """Args: stands_for: of runs that are not among the records, those that are; see `stand_ins`."""
         self._named: dict[str, str] = {}
         self._source: dict[str, str] = {}
-        weights = {r.run_id: r.model.fingerprint for r in records if r.kind == "ppl" and r.model}
         for record in records:
             if isinstance(record.results, CompareResult):
                 pair = compared_runs(record.results, stands_for or {})
-                if len({weights.get(run, run) for run in pair}) == 2:
+                if not through_two_engines(pair, records):
                     self._named.setdefault(*pair)
             elif isinstance(record.results, QuantizeResult):
                 self._source.setdefault(record.results.fingerprint, record.results.source_fingerprint)

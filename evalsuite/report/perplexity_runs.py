@@ -8,7 +8,14 @@ from math import expm1
 from evalsuite.core.protocol import PROTOCOLS, WindowProtocol
 from evalsuite.core.record import CompareResult, Divergence, PerplexityResult, Prefix, Record
 from evalsuite.report.apart import names_apart
-from evalsuite.report.choose import compared_runs, device_of, engine_of, grouped, perplexity_condition
+from evalsuite.report.choose import (
+    compared_runs,
+    device_of,
+    engine_of,
+    grouped,
+    perplexity_condition,
+    through_two_engines,
+)
 from evalsuite.report.perplexity import p_text, plus_minus, with_interval
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
@@ -120,13 +127,13 @@ class Pairing:
         record: of the comparison.
         runs: the candidate and the baseline, or the runs that stand for them.
         names: theirs, told apart from the other runs of their condition.
-        same_weights: what differs is what they ran through.
+        engines: of one checkpoint, through two engines.
     """
 
     record: Record
     runs: tuple[str, str]
     names: tuple[str, str]
-    same_weights: bool
+    engines: bool
 
     @property
     def result(self) -> CompareResult:
@@ -146,9 +153,8 @@ def pairings(records: Sequence[Record], stands_for: Mapping[str, str]) -> list[P
         if isinstance(record.results, CompareResult):
             found.setdefault(compared_runs(record.results, stands_for), record)
     names = _run_names(records, [run for pair in found for run in pair])
-    weights = {r.run_id: r.model.fingerprint for r in records if r.kind == "ppl" and r.model}
     return [
-        Pairing(record, pair, (names[pair[0]], names[pair[1]]), len({weights.get(r, r) for r in pair}) == 1)
+        Pairing(record, pair, (names[pair[0]], names[pair[1]]), through_two_engines(pair, records))
         for pair, record in found.items()
     ]
 
@@ -173,7 +179,7 @@ def pairings_table(rows: Sequence[Pairing]) -> Table[Pairing]:
     Args:
         rows: of one condition, against one baseline; or each against its own weights through another engine.
     """
-    about = "engines" if rows[0].same_weights else rows[0].names[1]
+    about = "engines" if rows[0].engines else rows[0].names[1]
     labels, shared = settle(
         (
             Column[Pairing]("model", lambda p: p.names[0], label=True),

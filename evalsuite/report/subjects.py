@@ -134,7 +134,7 @@ class Book:
 
     def comparison(self) -> Section:
         def condition(row: Pairing) -> Hashable:
-            if row.same_weights:
+            if row.engines:
                 return condition_of(row.record)
             return row.runs[1], row.result.windows
 
@@ -146,7 +146,7 @@ class Book:
             tuple(
                 picture
                 for group in groups
-                if not group[0].same_weights
+                if not group[0].engines
                 for picture in paired_pictures(self._gallery, group, self._paths)
             ),
         )  # fmt: skip

@@ -142,7 +142,7 @@ class GpuProbe:
     @property
     def neighbours(self) -> tuple[str, ...]:
         """Who else used the GPUs, a phrase a GPU."""
-        return tuple(f"GPU {d.index}: {who}" for d in self._devices if (who := d.foreign()))
+        return tuple(f"GPU {d.index}: {who}" for d in self._devices if (who := d.beside()))
 
     def read(self) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -216,8 +216,9 @@ class _Device:
         ours = self._tree.pids()
         if not listed.keys() <= ours:
             ours = self._tree.pids(refresh=True)
-        self._matched |= bool(listed.keys() & ours)
-        self._strangers |= listed.keys() - ours
+        if listed.keys() & ours:
+            self._matched = True
+            self._strangers |= listed.keys() - ours
         if not self._matched:
             if listed:
                 self._unlisted = "NVML names no process of the measured tree: its PID namespace is another"
@@ -228,16 +229,15 @@ class _Device:
             return {}
         return {"process_bytes": sum(mine)}
 
-    def foreign(self) -> str:
-        """Who else used the device; empty where nobody did, or NVML does not say whose a process is."""
-        if not self._foreign and self._matched and (strangers := self._strangers - self._tree.pids()):
-            return f"{_processes(len(strangers))} outside of the measured tree used the GPU"
-        return self._foreign
+    def beside(self) -> str:
+        """Who used the device while a process of ours did; empty where NVML does not say whose one is."""
+        strangers = self._strangers - self._tree.pids()
+        return f"{_processes(len(strangers))} outside of the measured tree used the GPU" if strangers else ""
 
     def explain(self) -> dict[str, str]:
         """Column to the reason why it is absent or not to be trusted."""
         found: dict[str, str] = {}
-        if foreign := self.foreign():
+        if foreign := self._foreign or self.beside():
             found |= dict.fromkeys(self._columns - {"process_bytes"}, foreign)
         found |= self._failed | self._never
         if "process_bytes" not in self._columns:

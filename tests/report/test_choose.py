@@ -1,11 +1,15 @@
 """Which runs stand beside each other, which stands for several, and what is whose baseline."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evalsuite.core.record import CompareResult, Record
+from evalsuite.core.telemetry import Telemetry
 from evalsuite.report.choose import (
     Lineage,
+    compared_runs,
     device_of,
     engine_of,
     grouped,
@@ -67,6 +71,52 @@ def test_perplexities_of_another_protocol_or_number_of_windows_are_apart(tmp_pat
     assert [len(group) for group in grouped(records, perplexity_condition)] == [1, 1]
 
 
+def test_a_run_that_had_its_gpu_to_itself_stands_before_a_newer_one_that_had_not():
+    beside = Telemetry(rss_peak_bytes=None, neighbours=("GPU 0: another process used it",))
+    shared = speed_record(stamp="20261102T000000Z").model_copy(update={"telemetry": beside})
+    alone, failed = speed_record(), speed_record(status="oom", stamp="20261103T000000Z")
+    assert [r.record for r in newest(runs(failed, shared, alone))] == [alone]
+    assert [r.record for r in newest(runs(failed, shared))] == [shared]
+
+
+class TestScoredAlike:
+    """Runs made of one record."""
+
+    @pytest.fixture
+    def of(self, tmp_path: Path):
+        copy_runs(tmp_path, "demo/ppl-20261123T210622Z-*")
+        (run,) = load_runs(tmp_path)[0]
+        assert run.record.model is not None
+
+        def made(name: str, *, weights: str = "w", **changes: Any) -> Record:
+            facts = run.record.model.model_copy(update={"fingerprint": weights})
+            return run.record.model_copy(update={"run_id": name, "model": facts} | changes)
+
+        return made
+
+    def test_one_spec_of_two_checkpoints_stays_apart(self, of):
+        new, old = of("new"), of("old", weights="before")
+        assert stand_ins(runs(new, old)) == {"new": "new", "old": "old"}
+
+    def test_the_newest_stands_though_a_failure_of_its_spec_is_newer_still(self, of):
+        failed = of("t3", status="failed", results=None, spec_hash="a")
+        between, old = of("t2", spec_hash="b"), of("t1", spec_hash="a")
+        assert [run.record.run_id for run in newest(runs(failed, between, old))] == ["t2"]
+        assert stand_ins(runs(failed, between, old)) == {"t2": "t2", "t1": "t2"}
+
+    @pytest.mark.parametrize(
+        "change", [{"tensor_parallel_size": 2}, {"additional_config": {"a": 1}}, {"moe_expert_cache_size": 8}]
+    )
+    def test_what_vllm_was_told_tells_apart(self, of, change):
+        spec = of("x").spec
+        assert scored_alike(of("x")) != scored_alike(of("y", spec=spec | change))
+
+    def test_a_comparison_of_two_that_count_once_keeps_its_runs(self):
+        result = CompareResult.model_construct(candidate_run="a", baseline_run="b")
+        assert compared_runs(result, {"a": "b"}) == ("a", "b")
+        assert compared_runs(result, {"a": "c"}) == ("c", "b")
+
+
 class TestOneModelThroughTwoEngines:
     @pytest.fixture
     def runs(self, tmp_path: Path):
@@ -99,7 +149,7 @@ class TestOneModelThroughTwoEngines:
 
     def test_pairs_of_one_checkpoint_are_apart(self, runs):
         found = pairings([run.record for run in newest(runs)], stand_ins(runs))
-        engines = [pair for pair in found if pair.same_weights]
+        engines = [pair for pair in found if pair.engines]
         assert len(engines) == len(found) - len(engines) == 4, "two models or two engines, two protocols each"
         assert all("(vllm)" in pair.names[0] and "(torch)" in pair.names[1] for pair in engines)
 

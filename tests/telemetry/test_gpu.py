@@ -162,6 +162,15 @@ class TestForeign:
         watched = probe()
         watched.read()
         assert "3.00 GB of the GPU were in use before" in self.spoiled(watched)["gpu0_used_bytes"]
+        assert watched.neighbours == (), "it may be ours, of an engine that is kept, where NVML lists nobody"
+
+    def test_an_engine_that_is_ending_is_no_neighbour_of_the_next(self, nvml: FakeNvml):
+        watched = probe()
+        nvml.processes[0] = {55: GIB}
+        watched.read()
+        nvml.processes[0] = {100: GIB}
+        watched.read()
+        assert watched.neighbours == ()
 
     def test_a_process_that_comes_later(self, nvml: FakeNvml):
         watched = probe(0, 1)

@@ -238,7 +238,10 @@ class CachedExperts:
 
 
 def _drawn(parameter: Parameter) -> Tensor:
-    """What vLLM fills a parameter with where no checkpoint is read, on the current device."""
+    """What vLLM fills a parameter with where no checkpoint is read, on the current device.
+
+    As there, integers are whatever the memory held.
+    """
     from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor
     from vllm.model_executor.model_loader.weight_utils import initialize_single_dummy_weight
 

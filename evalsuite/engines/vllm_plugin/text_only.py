@@ -4,14 +4,18 @@ vLLM 0.26 uses them inside of the multimodal model only: it takes a text-only ch
 and then refuses its configuration. Later releases list them, and nothing is done there.
 """
 
+from typing import Any
+
 MODELS = "evalsuite.engines.vllm_plugin.text_only_models"
 CLASSES = {"Qwen3_5ForCausalLM": "TextOnlyQwen", "Qwen3_5MoeForCausalLM": "TextOnlyQwenMoe"}
 MULTIMODAL = "Qwen3_5MoeForConditionalGeneration"
+MROPE = ("mrope_section", "mrope_interleaved")
 
 
 def serve_text_only() -> None:
     """Name the classes in vLLM's registry, unless it names them itself or has none of the family."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models import config
 
     known = ModelRegistry.get_supported_archs()
     if MULTIMODAL not in known:
@@ -19,3 +23,19 @@ def serve_text_only() -> None:
     for architecture, name in CLASSES.items():
         if architecture not in known:
             ModelRegistry.register_model(architecture, f"{MODELS}:{name}")
+            config.MODELS_CONFIG_MAP[architecture] = _settings(config)
+
+
+def _settings(config: Any) -> Any:
+    """What vLLM settles for the family, and positions of one dimension, as text has."""
+    family = config.Qwen3_5ForConditionalGenerationConfig
+
+    class TextOnlyConfig(family):
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            family.verify_and_update_config(vllm_config)
+            rope = getattr(vllm_config.model_config.hf_text_config, "rope_parameters", None) or {}
+            for name in MROPE:
+                rope.pop(name, None)
+
+    return TextOnlyConfig

@@ -10,7 +10,7 @@ from vllm.model_executor.models.qwen3_5 import (
 )
 
 
-class _Hybrid(IsHybrid):
+class Hybrid(IsHybrid):
     @classmethod
     def get_mamba_state_dtype_from_config(cls, vllm_config: Any) -> Any:
         return Qwen3_5ForConditionalGeneration.get_mamba_state_dtype_from_config(vllm_config)
@@ -24,7 +24,7 @@ class _Hybrid(IsHybrid):
         return Qwen3_5ForConditionalGeneration.get_mamba_state_copy_func()
 
 
-class TextOnlyQwen(Qwen3_5ForCausalLM, _Hybrid): ...
+class TextOnlyQwen(Qwen3_5ForCausalLM, Hybrid): ...
 
 
-class TextOnlyQwenMoe(Qwen3_5MoeForCausalLM, _Hybrid): ...
+class TextOnlyQwenMoe(Qwen3_5MoeForCausalLM, Hybrid): ...
