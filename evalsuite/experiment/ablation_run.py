@@ -303,4 +303,5 @@ def _perplexity(finished: Finished) -> PerplexityResult:
 
 
 def _reason(error: EvalError) -> str:
-    return " ".join(f"{error.what} {error.cause[:1].upper()}{error.cause[1:]}".split())
+    said = f"{error.what.removesuffix('.')}: {error.cause}" if error.cause else error.what
+    return " ".join(said.split())

@@ -114,7 +114,7 @@ def test_an_arm_that_one_engine_cannot_run_fails_alone(cli, experiment, tmp_path
     assert [row[:2] for row in arms if "failed" in row] == [["RTN INT4", "vllm"]]
     _, (what, why) = reasons
     assert what == "RTN INT4 (card-1155*, vllm)"
-    assert why.endswith("failed in vLLM. It has no kernel for that.")
+    assert why.endswith("failed in vLLM: it has no kernel for that.")
     assert [row[0] for row in engines if "failed" in row] == ["RTN INT4"]
     refused.clear()
     mended = cli("run", experiment)
