@@ -11,6 +11,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_expert_files(tmp_path_factory: pytest.TempPathFactory):
+    """No test finds, or leaves, expert files among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HLWQ_EVAL_CACHE", str(tmp_path_factory.mktemp("expert_files")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_folder() -> Path:
     """The built-in model."""

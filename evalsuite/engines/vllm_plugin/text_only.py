@@ -4,6 +4,7 @@ vLLM 0.26 uses them inside of the multimodal model only: it takes a text-only ch
 and then refuses its configuration. Later releases list them, and nothing is done there.
 """
 
+import sys
 from typing import Any
 
 MODELS = "evalsuite.engines.vllm_plugin.text_only_models"
@@ -13,7 +14,12 @@ MROPE = ("mrope_section", "mrope_interleaved")
 
 
 def serve_text_only() -> None:
-    """Name the classes in vLLM's registry, unless it names them itself or has none of the family."""
+    """Name the classes in vLLM's registry, unless it names them itself or has none of the family.
+
+    Nothing is done where vLLM is not loaded.
+    """
+    if "vllm" not in sys.modules:
+        return
     from vllm import ModelRegistry
     from vllm.model_executor.models import config
 
