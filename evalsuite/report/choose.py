@@ -115,9 +115,13 @@ def _rank(record: Record) -> int:
     return (record.status == "ok") + bears_witness(record)
 
 
-def stand_ins(runs: Sequence[StoredRun]) -> dict[str, str]:
-    """The perplexity run that `newest` keeps for another that was scored alike, by the other's run id."""
-    kept = {scored_alike(r.record): r.record.run_id for r in newest(runs) if _is_scored(r.record)}
+def stand_ins(runs: Sequence[StoredRun], chosen: Sequence[StoredRun]) -> dict[str, str]:
+    """The perplexity run that was chosen for another that was scored alike, by the other's run id.
+
+    Args:
+        chosen: the `newest` of the runs.
+    """
+    kept = {scored_alike(r.record): r.record.run_id for r in chosen if _is_scored(r.record)}
     scored = [run.record for run in runs if _is_scored(run.record)]
     return {record.run_id: kept.get(scored_alike(record), record.run_id) for record in scored}
 

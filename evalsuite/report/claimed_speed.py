@@ -43,8 +43,7 @@ def one_sequence(runs: Sequence[StoredRun]) -> list[Row]:
     Args:
         runs: newest first.
     """
-    undisturbed = (run for run in runs if bears_witness(run.record))
-    cells = [run for run in newest(undisturbed) if run.record.kind == "speed"]
+    cells = [run for run in newest(runs) if run.record.kind == "speed" and bears_witness(run.record)]
     return [row for row in (Row(run.record) for run in cells) if row.result.concurrency == 1]
 
 

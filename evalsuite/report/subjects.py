@@ -85,7 +85,8 @@ class Book:
 
     def __init__(self, runs: Sequence[StoredRun], gallery: Gallery) -> None:
         self._paths = {run.record.run_id: run.path for run in runs}
-        runs, stands_for = newest(runs), stand_ins(runs)
+        every, runs = runs, newest(runs)
+        stands_for = stand_ins(every, runs)
         self._runs, self._gallery = runs, gallery
         self._records = [run.record for run in runs]
         self._lineage = Lineage(self._records, stands_for)

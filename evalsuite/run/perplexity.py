@@ -139,11 +139,9 @@ def run_perplexity(
             folder.rows.frame(), available=text.available, load_s=scorer.load_s, scoring=scoring
         )
         memory = scorer.memory()
-        record = perplexity_record(folder, spec, "ok", choice, scorer.facts, text).model_copy(
-            update={"results": results, "telemetry": memory}
-        )
+        record = perplexity_record(folder, spec, "ok", choice, scorer.facts, text)
         warnings = (*record.warnings, *scoring.warnings, *memory.warnings())
-        record = record.model_copy(update={"warnings": warnings})
+        record = record.model_copy(update={"results": results, "telemetry": memory, "warnings": warnings})
         if spec.moe_expert_cache_size is not None and scoring.forward_tokens:
             record = with_expert_cache(record, scorer.expert_cache())
         return Finished(folder.finish(record), record)

@@ -74,31 +74,17 @@ def _listed() -> list[str] | None:
 
 
 def neighbours(gpus: Sequence[int]) -> tuple[str, ...]:
-    """Who uses GPUs at this moment beside this process and its children, a phrase a GPU.
+    """Who uses GPUs at this moment beside this process and its children, as `GpuProbe.neighbours`.
 
     Args:
         gpus: NVML indices.
-
-    Returns:
-        Nothing of a GPU where NVML lists none of ours: its processes may then be ours by other numbers.
     """
-    found: list[str] = []
+    probe = GpuProbe(gpus, ProcessTree(os.getpid()))
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        ours = ProcessTree(os.getpid()).pids(refresh=True)
-        for index in gpus:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            listed = {process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-            if listed & ours and (others := listed - ours):
-                found.append(f"GPU {index}: {_processes(len(others))} used it at the same time")
-    except pynvml.NVMLError:
-        return ()
+        probe.read()
+        return probe.neighbours
     finally:
-        pynvml.nvmlShutdown()
-    return tuple(found)
+        probe.close()
 
 
 class GpuProbe:
@@ -141,7 +127,10 @@ class GpuProbe:
 
     @property
     def neighbours(self) -> tuple[str, ...]:
-        """Who else used the GPUs, a phrase a GPU."""
+        """Who used the GPUs while a process of the tree did, a phrase a GPU.
+
+        Nothing of a GPU where NVML lists none of ours: its processes may then be ours by other numbers.
+        """
         return tuple(f"GPU {d.index}: {who}" for d in self._devices if (who := d.beside()))
 
     def read(self) -> dict[str, float]:
@@ -230,7 +219,7 @@ class _Device:
         return {"process_bytes": sum(mine)}
 
     def beside(self) -> str:
-        """Who used the device while a process of ours did; empty where NVML does not say whose one is."""
+        """See `GpuProbe.neighbours`."""
         strangers = self._strangers - self._tree.pids()
         return f"{_processes(len(strangers))} outside of the measured tree used the GPU" if strangers else ""
 

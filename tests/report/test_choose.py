@@ -29,6 +29,10 @@ def runs(*records):
     return [StoredRun(Path(record.run_id), record) for record in records]
 
 
+def stand(found):
+    return stand_ins(found, newest(found))
+
+
 def test_of_one_spec_on_one_device_the_newest_stands_for_all():
     old, new = speed_record(stamp="20261101T000000Z"), speed_record(stamp="20261102T000000Z", decode=50)
     other = speed_record(eager=True)
@@ -96,13 +100,13 @@ class TestScoredAlike:
 
     def test_one_spec_of_two_checkpoints_stays_apart(self, of):
         new, old = of("new"), of("old", weights="before")
-        assert stand_ins(runs(new, old)) == {"new": "new", "old": "old"}
+        assert stand(runs(new, old)) == {"new": "new", "old": "old"}
 
     def test_the_newest_stands_though_a_failure_of_its_spec_is_newer_still(self, of):
         failed = of("t3", status="failed", results=None, spec_hash="a")
         between, old = of("t2", spec_hash="b"), of("t1", spec_hash="a")
         assert [run.record.run_id for run in newest(runs(failed, between, old))] == ["t2"]
-        assert stand_ins(runs(failed, between, old)) == {"t2": "t2", "t1": "t2"}
+        assert stand(runs(failed, between, old)) == {"t2": "t2", "t1": "t2"}
 
     @pytest.mark.parametrize(
         "change", [{"tensor_parallel_size": 2}, {"additional_config": {"a": 1}}, {"moe_expert_cache_size": 8}]
@@ -130,14 +134,14 @@ class TestOneModelThroughTwoEngines:
         kept = scored(newest(runs))
         assert len({scored_alike(record) for record in scored(runs)}) == len(kept) == 8
         assert len(scored(runs)) == 10, "one more of each, from another folder"
-        stand = stand_ins(runs)
-        assert set(stand.values()) == {record.run_id for record in kept}
-        assert all(stand[record.run_id] == record.run_id for record in kept)
+        stood = stand(runs)
+        assert set(stood.values()) == {record.run_id for record in kept}
+        assert all(stood[record.run_id] == record.run_id for record in kept)
 
     def test_each_engine_has_its_own_baseline(self, runs):
         records = [run.record for run in newest(runs)]
         scored = [record for record in records if record.kind == "ppl"]
-        lineage = Lineage(records, stand_ins(runs))
+        lineage = Lineage(records, stand(runs))
         for group in grouped(scored, perplexity_condition):
             for record in group:
                 base = lineage.baseline(record, group)
@@ -148,7 +152,7 @@ class TestOneModelThroughTwoEngines:
                     assert (engine_of(base), "bf16" in base.run_id) == (engine_of(record), True)
 
     def test_pairs_of_one_checkpoint_are_apart(self, runs):
-        found = pairings([run.record for run in newest(runs)], stand_ins(runs))
+        found = pairings([run.record for run in newest(runs)], stand(runs))
         engines = [pair for pair in found if pair.engines]
         assert len(engines) == len(found) - len(engines) == 4, "two models or two engines, two protocols each"
         assert all("(vllm)" in pair.names[0] and "(torch)" in pair.names[1] for pair in engines)

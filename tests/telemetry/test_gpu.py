@@ -188,7 +188,7 @@ class TestForeign:
 
     def test_at_this_moment(self, nvml: FakeNvml):
         nvml.processes = [{os.getpid(): GIB, 55: GIB}, {os.getpid(): GIB}]
-        assert neighbours((0, 1)) == ("GPU 0: another process used it at the same time",)
+        assert neighbours((0, 1)) == ("GPU 0: another process outside of the measured tree used the GPU",)
         nvml.processes[0] = {55: GIB, 56: GIB}
         assert neighbours((0, 1)) == (), "which of them is ours, nobody can tell"
         assert neighbours((7,)) == ()

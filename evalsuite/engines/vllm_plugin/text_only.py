@@ -26,10 +26,11 @@ def serve_text_only() -> None:
     known = ModelRegistry.get_supported_archs()
     if MULTIMODAL not in known:
         return
+    settings = _settings(config)
     for architecture, name in CLASSES.items():
         if architecture not in known:
             ModelRegistry.register_model(architecture, f"{MODELS}:{name}")
-            config.MODELS_CONFIG_MAP[architecture] = _settings(config)
+            config.MODELS_CONFIG_MAP[architecture] = settings
 
 
 def _settings(config: Any) -> Any:
