@@ -3,13 +3,13 @@
 The model ``fake:SCRIPT.json`` is opened only where HLWQ_EVAL_FAKE_ENGINE is 1. The script::
 
     {"load_s": 0.0, "first_token_s": 0.001, "token_s": 0.001,
-     "facts": {"fingerprint": "…"}, "idle_cache": false,
+     "facts": {"fingerprint": "…"}, "idle_cache": false, "open": "FILE",
      "on": {"load": ["say", "text"], "generate 2": ["oom"], "resize_expert_cache": ["refuse"]}}
 
-`facts` replaces some of the model's facts, and an idle cache counts nothing. `on` names a call, or the n-th
-call of that kind, counted from 1, and what happens there instead: ``oom``, ``fail``, ``full`` (its disk),
-``refuse``, ``die`` (SIGKILL), ``crash`` (an exception), ``hang``, or ``say`` with a text to print before the
-call goes on.
+`facts` replaces some of the model's facts, an idle cache counts nothing, and FILE is held open. `on` names
+a call, or the n-th call of that kind, counted from 1, and what happens there instead: ``oom``, ``fail``,
+``full`` (its disk), ``refuse``, ``die`` (SIGKILL), ``crash`` (an exception), ``hang``, or ``say`` with a text
+to print before the call goes on.
 """
 
 import json
@@ -55,6 +55,7 @@ class FakeGenerator:
         start = time.monotonic()
         self._enter("load")
         time.sleep(self._script.get("load_s", 0.0))
+        self._held = os.open(path, os.O_RDONLY) if (path := self._script.get("open")) else None
         self.load = LoadTimes(total_s=time.monotonic() - start)
         self.facts = ModelFacts(
             name="fake", architecture="scripted", parameters=0, vocabulary=VOCABULARY, max_context=None,
@@ -109,6 +110,8 @@ class FakeGenerator:
 
     def close(self) -> None:
         self._enter("close")
+        if self._held is not None:
+            os.close(self._held)
 
     def _enter(self, call: str) -> None:
         self._calls[call] += 1

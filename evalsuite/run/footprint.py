@@ -26,6 +26,7 @@ from evalsuite.telemetry.disk import hub_cache_bytes
 from evalsuite.telemetry.gpu import visible_gpus
 from evalsuite.telemetry.machine import read_machine
 from evalsuite.telemetry.pagecache import Places, disk_bytes, resident_share
+from evalsuite.telemetry.process import ProcessTree, files_held
 from evalsuite.telemetry.samples import PARQUET
 from evalsuite.telemetry.watch import Watch
 
@@ -94,6 +95,8 @@ class _Run:
         self._result: FootprintResult | None = None
         self._engine: ProcessGenerator | None = None
         self._counters: CacheCounters | None = None
+        self._pid: int | None = None
+        self._tree = ProcessTree(self._root)
 
     def measure(self, opener: Opener) -> EvalError | None:
         """Returns the error that ended the engine, if one did."""
@@ -104,13 +107,12 @@ class _Run:
             files[EXPERTS] = self._expert_files
         (prompts,) = self._subject.prompts(workload)
         warm = resident_share(self._weights)
-        pids: list[int] = []
-        watch = Watch(self._folder.path, lambda: pids[0] if pids else None, gpus, files)
+        watch = Watch(self._folder.path, self._root, gpus, files)
         memory: EngineMemory | None = None
         try:
             with watch:
                 engine = opener(self._spec.model, serving, self._folder.path / LOG, workload.timeout_s)
-                pids.append(engine.pid)
+                self._pid = engine.pid
                 try:
                     self._begin(watch, "load")
                     engine.start()
@@ -137,8 +139,11 @@ class _Run:
         watch.phase(name)
         self._phase(name)
 
+    def _root(self) -> int | None:
+        return self._pid
+
     def _expert_files(self) -> list[Path]:
-        return sorted(cache_folder().glob(f"{self._subject.fingerprint[:16]}-*"))
+        return files_held(self._tree, cache_folder())
 
     def _summarise(self, load: LoadTimes, warm: float | None) -> FootprintResult:
         disk, absent = {CHECKPOINT: disk_bytes(self._weights)}, dict[str, str]()
@@ -152,7 +157,7 @@ class _Run:
         if files := self._expert_files():
             disk[EXPERTS] = disk_bytes(files)
         else:
-            absent[EXPERTS] = "the expert cache wrote none"
+            absent[EXPERTS] = "the engine has none open"
         if load.resident_share is None:
             load = load.model_copy(update={"resident_share": warm})
         return FootprintResult(

@@ -73,6 +73,19 @@ class ProcessTree:
         self._refreshed = time.monotonic()
 
 
+def files_held(tree: ProcessTree, folder: Path) -> list[Path]:
+    """Files in `folder` that a process of the tree has open, by name.
+
+    What maps a file and has closed it is not seen, nor is a process of another user.
+    """
+    held: set[Path] = set()
+    for process in tree.alive():
+        with suppress(psutil.Error):
+            held |= {Path(file.path) for file in process.open_files()}
+    inside = folder.resolve()
+    return sorted(path for path in held if path.parent == inside)
+
+
 def runs(process: psutil.Process) -> bool:
     """Whether it has not ended; an orphan may stay a zombie for good, where no init reaps it."""
     try:

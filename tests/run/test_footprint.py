@@ -92,16 +92,18 @@ def test_an_expert_cache_that_holds_every_expert(bench):
     assert found.record.status == "ok"
 
 
-def test_an_expert_cache_on_disk_is_followed(bench, monkeypatch):
+def test_the_expert_file_that_the_engine_has_open_is_followed(bench, monkeypatch):
     cache = bench.folder / "experts"
     cache.mkdir()
-    (cache / f"{bench.subject.fingerprint[:16]}-x-v1.experts").write_bytes(os.urandom(50_000))
-    (cache / "another-model-v1.experts").write_bytes(os.urandom(70_000))
+    (cache / "ours.experts").write_bytes(os.urandom(50_000))
+    (cache / "another.experts").write_bytes(os.urandom(70_000))
     monkeypatch.setenv("HLWQ_EVAL_CACHE", str(cache))
+    bench.play(load_s=0.2, open=str(cache / "ours.experts"))
     found, _ = watch(bench, moe_expert_cache_size=8, moe_expert_store="disk")
     series = {series.name: series for series in found.record.telemetry.series}
     assert 50_000 <= series["disk_expert_files_bytes"].last < 70_000
     assert series["page_cache_expert_files_bytes"].last == 50_000
+    assert 50_000 <= found.record.results.disk_bytes["expert_files"] < 70_000
 
 
 def test_dummy_weights_have_no_checkpoint(bench):
