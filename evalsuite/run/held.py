@@ -1,5 +1,6 @@
 """The engine of one group of cells: opened when needed, resized between cells, replaced after a failure."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class HeldEngine:
     Attributes:
         load: of the child that runs.
         loaded_with: the cache size that it was loaded with.
-        warnings: what `before` returned for it.
+        warnings: what `before` returned for it, and why it took the place of another.
     """
 
     def __init__(self, opener: Opener, log: Path, before: Callable[[], tuple[str, ...]]) -> None:
@@ -36,29 +37,42 @@ class HeldEngine:
         self.load: LoadTimes | None = None
         self.loaded_with: int | None = None
         self.warnings: tuple[str, ...] = ()
+        self._lost: tuple[str, ...] = ()
+
+    def adapt(self, cell: SpeedSpec) -> None:
+        """Give the child that runs this cell's cache size, or end it where it cannot have it.
+
+        What is watched from then on is the cell's own.
+        """
+        size = cell.serving.moe_expert_cache_size
+        if self._engine is None or size == self._size or size in self._refused:
+            return
+        if size is None:  # what the others are held against has never been through a cache
+            self.drop()
+            return
+        try:
+            self._engine.deadline_s = time.monotonic() + cell.workload.timeout_s
+            self._engine.resize_expert_cache(size)
+            self._size = size
+        except (UsageError, OutOfMemory):  # loaded anew, there is less beside the slots
+            self.drop()
+        except EvalError as error:
+            self.drop()
+            self._lost = (f"the engine was loaded anew, since changing the cache size failed: {error.what}",)
 
     def acquire(self, cell: SpeedSpec) -> ProcessGenerator:
         """A child process for this cell: the one that runs, or a new one that has still to load.
 
         Raises:
-            EvalError: this could not be loaded before, or the running engine failed.
+            EvalError: this could not be loaded before.
         """
         size = cell.serving.moe_expert_cache_size
         if error := self._refused.get(size):
             raise error
-        if size is None and self._size is not None:
-            self.drop()  # what the others are held against has never been through a cache
-        elif self._engine is not None and size != self._size:
-            try:
-                self._engine.deadline_s = None
-                self._engine.resize_expert_cache(size)
-            except (UsageError, OutOfMemory):  # loaded anew, there is less beside the slots
-                self.drop()
         if self._engine is None:
-            self.warnings = self._before()
+            self.warnings, self._lost = (*self._lost, *self._before()), ()
             self._engine = self._opener(cell.model, cell.serving, self.log, cell.workload.timeout_s)
-            self._started, self.loaded_with = False, size
-        self._size = size
+            self._started, self.loaded_with, self._size = False, size, size
         return self._engine
 
     @property

@@ -145,14 +145,15 @@ class Sweep:
         log_start = held.log.stat().st_size if held.log.exists() else 0
         measuring = Cell(cell, subject, folder.path)
         record = self._blank(folder, cell, subject, notes)
-        watch = Watch(
-            folder.path,
-            lambda: held.pid if cell.serving.server_url is None else None,  # its process is a client's
-            _watched(cell.serving),
-            {"checkpoint": subject.checkpoint.weight_files()},
-            no_process="a server that runs already is not watched" if cell.serving.server_url else None,
-        )
         try:
+            held.adapt(cell)
+            watch = Watch(
+                folder.path,
+                lambda: held.pid if cell.serving.server_url is None else None,  # its process is a client's
+                _watched(cell.serving),
+                {"checkpoint": subject.checkpoint.weight_files()},
+                no_process="a server that runs already is not watched" if cell.serving.server_url else None,
+            )
             try:
                 with watch:
                     record = self._measure(cell, held, measuring, record, bandwidth, watch.phase)

@@ -10,6 +10,7 @@ from evalsuite.core.spec import SpeedSpec, spec_hash
 from evalsuite.run import speed
 from evalsuite.store.runs import load_record
 from evalsuite.telemetry.gpu import GpuProbe
+from evalsuite.telemetry.samples import load_samples
 
 
 def statuses(found):
@@ -123,6 +124,24 @@ def test_an_engine_that_cannot_resize_loads_once_a_size(bench):
     assert len(bench.opened) == 2
     assert statuses(found) == {8: "ok", 16: "ok"}
     assert {f.record.engaged["loaded_with_cache_size"] for f in found} == {8, 16}
+
+
+@pytest.mark.parametrize("ends", ["crash", "hang"])
+def test_an_engine_that_fails_while_it_resizes_is_loaded_anew(bench, ends):
+    bench.workload = bench.workload.model_copy(update={"timeout_s": 3.0})
+    bench.play(on={"resize_expert_cache": [ends]})
+    found = bench.run(bench.cells(cache_sizes=(8, 16)))
+    assert statuses(found) == {8: "ok", 16: "ok"}
+    assert len(bench.opened) == 2
+    (told,) = [f for f in found if any("loaded anew" in warning for warning in f.record.warnings)]
+    assert told.record.engaged["loaded_with_cache_size"] in statuses([told])
+
+
+def test_the_memory_of_a_cell_is_not_that_of_the_engine_before(bench):
+    found = bench.run(bench.cells(cache_sizes=(8, None)))
+    assert len(bench.opened) == 2
+    for one in found:  # watched before there is a process, so that what others use is told apart
+        assert load_samples(one.path)["rss_bytes"].isna()[0]
 
 
 def test_a_cache_that_serves_nothing_is_not_engaged(bench):

@@ -49,6 +49,7 @@ class CachedGPUWorker(CacheReports, Worker):
             BreakableCUDAGraphWrapper.clear_all_graphs()
         before = self._slot_bytes()
         super().resize_expert_cache(size)
+        torch.cuda.empty_cache()  # what fewer slots leave is not this size's
         self.model_runner.model_memory_usage += self._slot_bytes() - before
         if graphs:
             unlock_workspace()
