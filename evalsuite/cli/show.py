@@ -20,6 +20,7 @@ from rich.progress import (
 
 from evalsuite.core.units import duration, si_bytes
 from evalsuite.report.tables import Table
+from evalsuite.report.terminal import OnTerminal
 
 
 class Screen:
@@ -37,7 +38,7 @@ class Screen:
         self.error.print(f"Note: {text}", style="yellow", markup=False)
 
     def table(self, table: Table[Any]) -> None:
-        self.out.print(table.to_rich())
+        self.out.print(OnTerminal(table))
         self.out.print()
 
     def document(self, value: Any) -> None:

@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from evalsuite.report.markup import latex_text, markdown_text
 
 Row = TypeVar("Row")
@@ -40,8 +37,6 @@ class Cell:
     def __str__(self) -> str:
         return "—" if self.origin == "not measured" else self.text + MARKS[self.origin]
 
-
-PROSE_WIDTH = 14  # of a terminal's columns that hold text, at least
 
 NOT_MEASURED = Cell("", "not measured")
 
@@ -129,32 +124,11 @@ class Table(Generic[Row]):
             return cell
         return replace(cell, runs=tuple(self.runs(row)))
 
-    def to_rich(self) -> RichTable:
-        table = RichTable(
-            title=Text(self.title),
-            caption=Text(self.said),
-            title_justify="left",
-            caption_justify="left",
-            expand=any(column.prose for column in self.columns),
-        )
-        headings, rows = self._texts()
-        for column, heading, left in zip(self.columns, headings, self._left(), strict=True):
-            table.add_column(
-                Text(heading),
-                justify="left" if left else "right",
-                overflow="fold" if column.prose or column.label else "ellipsis",
-                ratio=column.prose or None,
-                min_width=PROSE_WIDTH if column.prose else None,
-            )
-        for row in rows:
-            table.add_row(*map(Text, row))  # Text, not str: brackets and :names: are no markup here
-        return table
-
     def to_markdown(self) -> str:
         def line(values: Sequence[str]) -> str:
             return "| " + " | ".join(map(markdown_text, values)) + " |"
 
-        rule = "|" + "|".join(" --- " if left else " ---: " for left in self._left()) + "|"
+        rule = "|" + "|".join(" --- " if left else " ---: " for left in self.left()) + "|"
         headings, rows = self._texts()
         lines = [line(headings), rule, *map(line, rows)]
         return "\n".join(lines) + (f"\n\n{markdown_text(self.said)}" if self.caption else "")
@@ -182,7 +156,7 @@ class Table(Generic[Row]):
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
             rf"\caption{{{latex_text(f'{self.title}. {self.said}'.strip())}}}",
-            r"\begin{tabular}{" + "".join("l" if left else "r" for left in self._left()) + "}",
+            r"\begin{tabular}{" + "".join("l" if left else "r" for left in self.left()) + "}",
             r"\toprule",
             line(headings),
             r"\midrule",
@@ -208,7 +182,7 @@ class Table(Generic[Row]):
             for row in self.grid()
         ]
 
-    def _left(self) -> list[bool]:
+    def left(self) -> list[bool]:
         """Which columns are set from the left."""
         return [i == 0 or c.prose > 0 or c.label for i, c in enumerate(self.columns)]
 

@@ -8,6 +8,7 @@ from evalsuite.core.telemetry import EngineMemory
 from evalsuite.report.apart import checkpoint_names
 from evalsuite.report.choose import device_of
 from evalsuite.report.footprint import gigabytes
+from evalsuite.report.speed_cell import routing_words
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
 
@@ -49,7 +50,7 @@ LABELS = (
     Column[Record]("measured by", lambda r: r.kind, label=True),
     Column[Record]("cache", _slots, label=True),
     Column[Record]("store", _store, label=True),
-    Column[Record]("routing", lambda r: serving_of(r).moe_routing, label=True),
+    Column[Record]("routing", lambda r: routing_words(serving_of(r).moe_routing), label=True),
     Column[Record]("mode", lambda r: str(r.engaged.get("mode", "")), label=True),
     Column[Record]("concurrency", lambda r: str(r.spec["workload"]["concurrency"]), label=True),
     Column[Record]("tensor parallel", lambda r: str(serving_of(r).tensor_parallel_size), label=True),

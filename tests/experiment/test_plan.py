@@ -15,6 +15,7 @@ from evalsuite.experiment.evaluation import Evaluation
 from evalsuite.experiment.models import Models
 from evalsuite.experiment.plan import Planner
 from evalsuite.report.evaluation import PlannedCell, StepOutcome, outcome_table, plan_table, refusal_table
+from evalsuite.report.terminal import OnTerminal
 from evalsuite.store.runs import RunStore
 
 RATES = Bandwidth(
@@ -121,7 +122,7 @@ def test_the_tables_say_what_is_missing_and_what_is_not_known():
     assert "takes more than 1 min 30 s. For 1 of it no time is known. Nobody knows." in table.said
     assert "takes more" not in plan_table([there, refused], "a GPU").said
     console = Console(width=80, file=io.StringIO())
-    console.print(table.to_rich())
+    console.print(OnTerminal(table))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.rstrip().endswith("at least ┃") for line in lines)  # nothing is cut off

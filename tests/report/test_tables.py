@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
+from evalsuite.report.terminal import OnTerminal
 
 Row = tuple[Cell | str, ...]
 
@@ -24,7 +25,7 @@ def table(rows: Sequence[Row], titles: Sequence[str] = ("name", "value"), **opti
 
 def on_a_terminal(shown: Table[Row]) -> str:
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(shown.to_rich())
+    console.print(OnTerminal(shown))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
