@@ -127,22 +127,24 @@ def _widths(columns: Sequence[_Shown], width: int) -> list[int | None]:
     left = width - _width(columns)
     if left < 0:
         return [None] * len(columns)
-    chosen = [column.least for column in columns]
-    text = [i for i, column in enumerate(columns) if column.prose]
-    room = left + sum(chosen[i] for i in text)
-    while text:
-        total = sum(columns[i].prose for i in text)
-        share = {i: room * columns[i].prose // total for i in text}
-        settled = [i for i in text if share[i] < columns[i].least]
-        settled = settled or [i for i in text if share[i] > columns[i].most]
-        for i in settled or text:
-            chosen[i] = min(columns[i].most, max(columns[i].least, share[i]))
-            room -= chosen[i]
-        text = [i for i in text if i not in settled] if settled else []
+    text = [column for column in columns if column.prose]
+    widths = iter(_shares(text, left + sum(column.least for column in text)))
+    chosen = [next(widths) if column.prose else column.least for column in columns]
     left = width - BORDER - PADDING * len(columns) - sum(chosen)
     wanted = sum(column.most - least for column, least in zip(columns, chosen, strict=True))
-    share_of_rest = min(1.0, left / wanted) if wanted else 0.0
-    return [
-        least + int(share_of_rest * (column.most - least))
-        for column, least in zip(columns, chosen, strict=True)
-    ]
+    share = min(1.0, left / wanted) if wanted else 0.0
+    return [least + int(share * (column.most - least)) for column, least in zip(columns, chosen, strict=True)]
+
+
+def _shares(text: Sequence[_Shown], room: int) -> list[int]:
+    """Of the room by weight, to each what it needs at least, and no more than it can use."""
+    chosen: dict[int, int] = {}
+    while left := [i for i in range(len(text)) if i not in chosen]:
+        total = sum(text[i].prose for i in left)
+        share = {i: room * text[i].prose // total for i in left}
+        narrow = [i for i in left if share[i] < text[i].least]
+        wide = [i for i in left if share[i] > text[i].most]
+        for i in narrow or wide or left:
+            chosen[i] = min(text[i].most, max(text[i].least, share[i]))
+            room -= chosen[i]
+    return [chosen[i] for i in range(len(text))]
