@@ -102,7 +102,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "model"
 
 
-def find_checkpoint(model: str, weights: bool = True, *, download: bool = True) -> Checkpoint:
+def find_checkpoint(
+    model: str,
+    weights: bool = True,
+    *,
+    download: bool = True,
+    revision: str | None = None,
+    cache: str | None = None,
+) -> Checkpoint:
     """The checkpoint that `model` names: ``demo``, ``smollm2``, a folder, a GGUF file or a hub id.
 
     A hub id is downloaded (safetensors, configuration and tokenizer only) unless it is in the cache.
@@ -111,6 +118,7 @@ def find_checkpoint(model: str, weights: bool = True, *, download: bool = True) 
         weights: False asks for the geometry alone: a folder with nothing but config.json is enough, and no
             weights are downloaded.
         download: False takes of a hub id what is in the cache, and nothing else.
+        revision, cache: of a hub id, and where it is kept; the default branch, and the user's cache.
 
     Raises:
         ModelError: there is no such model, it is gated, or it has no weights that can be loaded safely.
@@ -137,7 +145,7 @@ def find_checkpoint(model: str, weights: bool = True, *, download: bool = True) 
         return _local_folder(path.resolve().name, path.resolve(), weights)
     if not is_hub_id(model):
         raise _no_model(model)
-    return _from_hub(model, weights, download)
+    return _from_hub(model, weights, download, revision, cache)
 
 
 def is_hub_id(model: str) -> bool:
@@ -237,7 +245,9 @@ def hub_patterns(weights: bool) -> list[str]:
     return [*CONFIG_FILES, *TOKENIZER_FILES, "*.jinja", *(["*.safetensors"] if weights else [])]
 
 
-def _from_hub(model: str, weights: bool, download: bool) -> Checkpoint:
+def _from_hub(
+    model: str, weights: bool, download: bool, revision: str | None, cache: str | None
+) -> Checkpoint:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -249,7 +259,11 @@ def _from_hub(model: str, weights: bool, download: bool) -> Checkpoint:
     try:
         folder = Path(
             huggingface_hub.snapshot_download(  # pyright: ignore[reportUnknownMemberType]
-                model, allow_patterns=hub_patterns(weights), local_files_only=not download
+                model,
+                revision=revision,
+                cache_dir=cache,
+                allow_patterns=hub_patterns(weights),
+                local_files_only=not download,
             )
         )
     except GatedRepoError as error:
