@@ -64,11 +64,11 @@ def open_or_write(header: Header, folder: Path, read_layer: Callable[[int], memo
     notes: list[str] = []
     written = False
     while True:
-        with _storage_errors(path, header.file_bytes):
+        with room_for_experts(path, header.file_bytes):
             descriptor = _open_existing(path)
         if descriptor is not None:
             try:
-                with _storage_errors(path, header.file_bytes):
+                with room_for_experts(path, header.file_bytes):
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     found, problem = _verify(descriptor, header)
             except BaseException:
@@ -114,14 +114,14 @@ def _verify(descriptor: int, wanted: Header) -> tuple[Header | None, str]:
 def _write(path: Path, header: Header, read_layer: Callable[[int], memoryview]) -> bool:
     """Write the file, unless another process does so meanwhile; returns whether this one did."""
     partial = path.with_name(path.name.removesuffix(SUFFIX) + PARTIAL)
-    with _storage_errors(path, header.file_bytes):
+    with room_for_experts(path, header.file_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _lock_while_at(descriptor, partial):
             return False
         try:
-            with _storage_errors(path, header.file_bytes):
+            with room_for_experts(path, header.file_bytes):
                 os.ftruncate(descriptor, 0)
                 _reserve(descriptor, path, header.file_bytes)
                 samples: list[int] = []
@@ -189,7 +189,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path, needed: int) -> Generator[None]:
+def room_for_experts(path: Path, needed: int) -> Generator[None]:
+    """Say of what the disk refuses how many bytes were for which file, and what to do."""
     try:
         yield
     except OSError as error:

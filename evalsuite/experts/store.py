@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from evalsuite.core.units import si_bytes
 from evalsuite.experts.files import cache_folder, open_or_write, read_records
 from evalsuite.experts.header import Header
 from evalsuite.experts.layout import RecordLayout
+from evalsuite.experts.memory import free_ram_bytes
 
 STAGING_THREADS = 8
 BUFFERS_A_THREAD = 2
@@ -108,7 +108,7 @@ class PinnedStore(ExpertStore):
         super().__init__(source.layout, source.layers, source.experts)
         shape = (len(source.layers), source.experts, source.layout.record_bytes)
         needed = shape[0] * shape[1] * shape[2]
-        available = psutil.virtual_memory().available
+        available = free_ram_bytes()
         if needed > available:
             raise OutOfMemory(
                 f"The experts need {si_bytes(needed)} of memory, and {si_bytes(available)} are free.",

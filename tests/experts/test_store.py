@@ -321,8 +321,7 @@ def test_a_file_that_is_cut_under_a_running_engine_is_an_error(source, tmp_path)
 
 
 def test_a_store_that_does_not_fit_in_memory(source, monkeypatch):
-    memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr("evalsuite.experts.store.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("evalsuite.experts.store.free_ram_bytes", lambda: 1000)
     with pytest.raises(OutOfMemory, match="1 kB are free"):
         pinned(source, None)
     assert source.reads == 0

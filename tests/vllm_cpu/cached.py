@@ -9,7 +9,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,15 +17,31 @@ from vllm import LLM, EngineArgs, SamplingParams
 from vllm_cpu.tiny_moe import write_tiny_moe
 
 from evalsuite.core.errors import EvalError
-from evalsuite.engines.vllm_plugin import cpu_int4, host_store, register, versions
+from evalsuite.engines.vllm_plugin import cpu_int4, host_store, register, spill, versions
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
 
 EXPERTS, TOP_K = 16, 2
+KINDS: dict[str, dict[str, Any]] = {
+    "bf16": {"int4": False},
+    "int4": {"int4": True},
+    "shared": {"int4": False, "shared": True},
+    "wide": {"int4": True, "experts": 160, "top_k": 8},
+}
 PROMPTS = [[(7 * i + 3 * j * j) % 257 for i in range(n)] for j, n in enumerate((1, 2, 4, 7, 40, 3, 9, 1))]
 SETTINGS = [  # policy, size
     ("lru", 1), ("lru", TOP_K), ("lru", 8), ("lru", EXPERTS), ("lfu", 3), ("fifo", 3), ("slru", 5), ("lfru", 5),
 ]  # fmt: skip
+WIDE_SETTINGS = [("lru", 1), ("lru", 8), ("lru", 64), ("lru", 128), ("lru", 160)]
 ONE_AT_A_TIME, AT_ONCE = 1, 8
+
+
+def geometry(kind: str) -> tuple[int, int]:
+    """Experts of a layer, and of a token."""
+    return KINDS[kind].get("experts", EXPERTS), KINDS[kind].get("top_k", TOP_K)
+
+
+def settings(kind: str) -> list[tuple[str, int]]:
+    return WIDE_SETTINGS if kind == "wide" else SETTINGS
 
 
 def start(folder: Path, load_format: str = "auto", **additional: Any) -> LLM:
@@ -97,7 +112,8 @@ def facts(worker: Any) -> dict[str, Any]:
     }
 
 
-def run(folder: Path) -> dict[str, Any]:
+def run(kind: str, folder: Path) -> dict[str, Any]:
+    experts, top_k = geometry(kind)
     plain = start(folder)
     result: dict[str, Any] = {
         "plain": {str(c): answers(plain, c) for c in (ONE_AT_A_TIME, AT_ONCE)},
@@ -105,12 +121,12 @@ def run(folder: Path) -> dict[str, Any]:
         "cached": [],
     }
     stop(plain)
-    cached = start(folder, moe_expert_cache_size=TOP_K, moe_expert_cache_policy="lru")
+    cached = start(folder, moe_expert_cache_size=top_k, moe_expert_cache_policy="lru")
     result["cached_facts"] = of_worker(cached, facts)
     result["fresh_counters"] = cached.collective_rpc("expert_cache_counters")[0]
-    for policy, size in SETTINGS:
+    for policy, size in settings(kind):
         use_policy(cached, policy)
-        cached.collective_rpc("resize_expert_cache", args=(size if size < EXPERTS else None,))
+        cached.collective_rpc("resize_expert_cache", args=(size if size < experts else None,))
         traces = record(cached)
         found = {str(c): answers(cached, c) for c in (ONE_AT_A_TIME, AT_ONCE)}
         counters = cached.collective_rpc("expert_cache_counters")[0]
@@ -123,10 +139,10 @@ def run(folder: Path) -> dict[str, Any]:
     return result
 
 
-def on_disk(folder: Path, experts: Path) -> dict[str, Any]:
+def on_disk(folder: Path, experts: Path, size: int = TOP_K) -> dict[str, Any]:
     """The same with the experts in a file: written the first time, found the second."""
     with patch.dict(os.environ, {"HLWQ_EVAL_CACHE": str(experts)}):
-        llm = start(folder, moe_expert_cache_size=TOP_K, moe_expert_store="disk")
+        llm = start(folder, moe_expert_cache_size=size, moe_expert_store="disk")
     (method, *_) = of_worker(llm, methods)
     result = {
         "answers": answers(llm, ONE_AT_A_TIME),
@@ -160,7 +176,8 @@ def refusals(folder: Path, dense: Path) -> dict[str, str]:
 
     found = {
         "cached": ask(),
-        "more than there are": ask(additional_config={"moe_expert_cache_size": 99}),
+        "more than there are": ask(additional_config={"moe_expert_cache_size": EXPERTS + 1}),
+        "all there are": ask(additional_config={"moe_expert_cache_size": EXPERTS}),
         "expert parallelism": ask(enable_expert_parallel=True),
         "data parallelism": ask(data_parallel_size=2),
         "LoRA": ask(enable_lora=True),
@@ -174,15 +191,24 @@ def refusals(folder: Path, dense: Path) -> dict[str, str]:
         "misspelt": ask(additional_config={"moe_expert_cache_sizes": 4}),
         "policy": ask(additional_config={"moe_expert_cache_size": 4, "moe_expert_cache_policy": "mru"}),
     }
+    with patch.dict(os.environ, {"VLLM_MARLIN_INPUT_DTYPE": "int8"}):
+        found["activations"] = ask()
     with patch.object(versions, "version", lambda _: "0.31.0"):
         found["version"] = ask()
-    free = SimpleNamespace(available=host_store.SPARE_BYTES)
-    with patch.object(host_store.psutil, "virtual_memory", lambda: free):
+    with patch.object(host_store, "free_ram_bytes", lambda: host_store.SPARE_BYTES):
         try:
             start(folder, moe_expert_cache_size=4)
         except EvalError as error:
             found["memory"] = str(error)
     return found
+
+
+def without_memory(folder: Path, experts: Path) -> dict[str, Any]:
+    """With the experts in a file, and no memory to load them in; what is left of loading in the folder."""
+    none_left = patch.object(host_store, "free_ram_bytes", lambda: host_store.SPARE_BYTES)
+    with none_left, patch.object(spill, "SMALLEST_BYTES", 1):
+        found = on_disk(folder, experts)
+    return found | {"left": [path.name for path in experts.iterdir() if path.suffix != ".experts"]}
 
 
 def dense_config(folder: Path) -> Path:
@@ -205,14 +231,8 @@ def main(out: Path) -> None:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = {
-            kind: write_tiny_moe(
-                Path(scratch) / kind,
-                int4=kind == "int4",
-                shared=kind == "shared",
-                experts=EXPERTS,
-                top_k=TOP_K,
-            )
-            for kind in ("bf16", "int4", "shared")
+            kind: write_tiny_moe(Path(scratch) / kind, **{"experts": EXPERTS, "top_k": TOP_K} | shape)
+            for kind, shape in KINDS.items()
         }
         before = start(folders["bf16"])  # no plugin yet
         result["without_plugin"] = answers(before, AT_ONCE)
@@ -221,8 +241,10 @@ def main(out: Path) -> None:
         register()
         cpu_int4.install()
         for kind, folder in folders.items():
-            result[kind] = run(folder)
-            result[kind]["disk"] = [on_disk(folder, Path(scratch) / "experts") for _ in range(2)]
+            result[kind] = run(kind, folder)
+            files, (_, top_k) = Path(scratch) / "experts", geometry(kind)
+            result[kind]["disk"] = [on_disk(folder, files, top_k) for _ in range(2)]
+        result["without_memory"] = without_memory(folders["int4"], Path(scratch) / "others")
         result["random"] = random_weights(folders["bf16"])
         result["refusals"] = refusals(folders["bf16"], dense_config(Path(scratch) / "dense"))
     out.write_text(json.dumps(result))

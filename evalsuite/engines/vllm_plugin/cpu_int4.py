@@ -45,9 +45,9 @@ class ReferenceExperts(CPUUnquantizedExperts):
 
 
 def install() -> None:
-    """Offer vLLM these experts where no other backend of its own takes INT4 experts; once."""
+    """Let vLLM take these for INT4 experts, also where it has kernels of its own (AMX); once."""
     if int4_emulation_moe.Int4EmulationTritonExperts is ReferenceExperts:
         return
     backends = int_wna16._get_priority_backends()
-    int_wna16._get_priority_backends = lambda: [*backends, int_wna16.WNA16MoEBackend.EMULATION]
+    int_wna16._get_priority_backends = lambda: [int_wna16.WNA16MoEBackend.EMULATION, *backends]
     int4_emulation_moe.Int4EmulationTritonExperts = ReferenceExperts

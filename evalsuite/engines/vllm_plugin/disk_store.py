@@ -10,9 +10,12 @@ for one on the GPU through `file_readers`.
 """
 
 import hashlib
+import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 SCRATCH = 8  # records between the file and the slots
 POLL_S = 0.05
+ABANDON_S = 10.0  # the writer may wait for that of another process
 
 
 class ExpertFile:
@@ -52,9 +56,11 @@ class ExpertFile:
     ) -> None:  # fmt: skip
         self.header, self.layout, self.device, self._sharers = header, layout, device, sharers
         self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._given: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._given: queue.SimpleQueue[Tensor | BaseException] = queue.SimpleQueue()
         self._file: OpenFile | None = None
         self._error: BaseException | None = None
+        self._closing = ExitStack()
+        weakref.finalize(self, self._closing.close)
         self._writer = threading.Thread(
             target=self._open, args=(cache_folder() if folder is None else folder,), daemon=True
         )
@@ -63,12 +69,16 @@ class ExpertFile:
     def _open(self, folder: Path) -> None:
         try:
             self._file = open_or_write(self.header, folder, self._layer)
+            self._closing.callback(os.close, self._file.descriptor)
         except BaseException as error:  # noqa: BLE001 (raised again in the thread that loads)
             self._error = error
 
     def _layer(self, layer: int) -> memoryview:
         self._asked.put(layer)
-        return memory_of(self._given.get())
+        given = self._given.get()
+        if isinstance(given, BaseException):
+            raise given
+        return memory_of(given)
 
     def offer(self, layer: int, records: Callable[[], Tensor]) -> None:
         """Hand over a layer if the writer wants it.
@@ -87,6 +97,11 @@ class ExpertFile:
             return
         if self._error is not None:  # such as a full disk, before the other layers are repacked
             raise self._error
+
+    def abandon(self, error: BaseException) -> None:
+        """No more layers come: let the writer give up, and remove what it wrote."""
+        self._given.put(error)
+        self._writer.join(ABANDON_S)
 
     def finish(self) -> None:
         """All layers are there: wait for the disk, and get ready to read.
@@ -114,6 +129,7 @@ class ExpertFile:
             self._file.descriptor, self._file.path, first, self.header.record_bytes, self.device,
             self._sharers,
         )  # fmt: skip
+        self._closing.callback(readers.stop)  # before the file is closed
         return FileMailbox(readers, self.device)
 
     @cached_property
@@ -184,17 +200,19 @@ class _FileCopies:
 
 
 def open_file(
-    config: Any, layers: tuple[int, ...], experts: int, shapes: Shapes, device: torch.device
+    config: Any, backend: str, layers: tuple[int, ...], experts: int, shapes: Shapes, device: torch.device
 ) -> ExpertFile:
     """Begin to open or write the file of an engine.
 
     Args:
         config: vLLM's configuration.
+        backend: of vLLM's experts, which orders their weights in a way of its own.
         layers: numbers of all layers with experts in this process.
         shapes: part of an expert to shape and dtype.
     """
     parallel = config.parallel_config
-    made_for = f"vllm-{version('vllm')}-{device.type}-tp{parallel.rank}of{parallel.tensor_parallel_size}"
+    rank = f"tp{parallel.rank}of{parallel.tensor_parallel_size}"
+    made_for = f"vllm-{version('vllm')}-{device.type}-{backend}-{rank}"
     layout = RecordLayout(
         tuple(
             Field(f"{name}@{made_for}", str(dtype).removeprefix("torch."), shape)
@@ -202,8 +220,7 @@ def open_file(
         )
     )
     dummy = config.load_config.load_format == "dummy"
-    model = config.model_config.model
-    checkpoint = Checkpoint(Path(model).name, Path(model)) if Path(model).is_dir() else find_checkpoint(model)
+    checkpoint = _checkpoint(config, weights=not dummy)
     fingerprint = checkpoint.fingerprint()
     if dummy:
         fingerprint = hashlib.sha256(f"dummy {fingerprint}".encode()).hexdigest()
@@ -217,3 +234,13 @@ def open_file(
         tuple((f.name, f.dtype, f.shape) for f in layout.fields),
     )
     return ExpertFile(header, layout, device, sharers=parallel.world_size)
+
+
+def _checkpoint(config: Any, *, weights: bool) -> Checkpoint:
+    """What vLLM loads: a folder, or the revision of a hub id that it was asked for, where it was put."""
+    model = config.model_config.model
+    if Path(model).is_dir():
+        return Checkpoint(Path(model).name, Path(model), weights=weights)
+    return find_checkpoint(
+        model, weights, revision=config.model_config.revision, cache=config.load_config.download_dir
+    )

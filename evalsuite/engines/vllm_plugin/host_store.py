@@ -4,12 +4,12 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from evalsuite.core.errors import OutOfMemory
 from evalsuite.core.units import si_bytes
+from evalsuite.experts.memory import free_ram_bytes
 
 if TYPE_CHECKING:
     from evalsuite.engines.vllm_plugin.copies import Copies
@@ -36,7 +36,7 @@ class HostExperts:
         self.expert_bytes = sum(
             torch.Size(shape).numel() * dtype.itemsize for shape, dtype in shapes.values()
         )
-        check_room(self.expert_bytes * experts, "one layer's experts")
+        require_room(self.expert_bytes * experts, "one layer's experts")
         with torch.device("cpu"):
             self.parts: dict[str, Tensor] = {
                 name: torch.empty((experts, *shape), dtype=dtype) for name, (shape, dtype) in shapes.items()
@@ -63,14 +63,19 @@ class HostExperts:
         return PinnedCopies(self.parts, device)
 
 
-def check_room(wanted_bytes: int, what: str) -> None:
+def has_room(wanted_bytes: int) -> bool:
+    """Whether so many bytes of host memory, and 1 GiB, are free."""
+    return wanted_bytes + SPARE_BYTES <= free_ram_bytes()
+
+
+def require_room(wanted_bytes: int, what: str) -> None:
     """Refuse what would take the machine's last memory.
 
     Raises:
-        OutOfMemory: fewer bytes are free than wanted and 1 GiB.
+        OutOfMemory: it has no room.
     """
-    free = psutil.virtual_memory().available
-    if wanted_bytes + SPARE_BYTES > free:
+    if not has_room(wanted_bytes):
+        free = free_ram_bytes()
         raise OutOfMemory(
             f"The expert cache has to keep {what} in host memory: {si_bytes(wanted_bytes)}.",
             cause=f"{si_bytes(free)} are free, of which {si_bytes(SPARE_BYTES)} are left alone.",

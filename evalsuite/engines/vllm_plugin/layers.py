@@ -19,16 +19,20 @@ from torch.nn import Parameter
 from evalsuite.core.errors import UsageError
 from evalsuite.engines.vllm_plugin.disk_store import DiskExperts, ExpertFile, open_file
 from evalsuite.engines.vllm_plugin.host_cache import HostCache
-from evalsuite.engines.vllm_plugin.host_store import HostExperts, check_room
+from evalsuite.engines.vllm_plugin.host_store import HostExperts, has_room, require_room
 from evalsuite.engines.vllm_plugin.marlin_order import ordered_by_expert
 from evalsuite.engines.vllm_plugin.settings import CacheSettings
+from evalsuite.engines.vllm_plugin.spill import spill
 from evalsuite.engines.vllm_plugin.triton_tiles import tiles_for
 from evalsuite.engines.vllm_plugin.versions import find_adapter
+from evalsuite.experts.files import cache_folder
 
 if TYPE_CHECKING:
     from evalsuite.engines.vllm_plugin.device_cache import DeviceCache
 
 CHUNK = 32  # experts that are repacked at once
+# kernels, by vLLM's names, that compute on slots as on experts and leave out what an expert map leaves out
+BACKENDS = {"wna16_backend": ("MARLIN", "EMULATION"), "unquantized_backend": ("TRITON", "CPU")}
 _files: dict[int, ExpertFile] = {}  # of the engines that are loading now
 
 
@@ -55,6 +59,12 @@ def install() -> None:
     RoutedExperts._get_quant_method = choose_cached
 
 
+def abandon_files(error: BaseException) -> None:
+    """Loading has failed: end the writers of expert files, which wait for layers that do not come."""
+    while _files:
+        _files.popitem()[1].abandon(error)
+
+
 def with_cache(
     method: Any, known: tuple[type[Any], ...], settings: CacheSettings, prefix: str, config: Any
 ) -> Any:
@@ -63,10 +73,11 @@ def with_cache(
     Raises:
         UsageError: the method is none of those that can be cached.
     """
-    cls = type(method)
-    if cls not in known or method.is_monolithic:
+    cls, backend = type(method), backend_of(method)
+    if cls not in known or method.is_monolithic or backend is None:
         raise UsageError(
-            f"The experts of {prefix} run through {cls.__name__}, which the expert cache does not know.",
+            f"The experts of {prefix} run through {cls.__name__}, by kernels that the expert cache does not "
+            "know.",
             cause="it caches compressed-tensors INT4 experts through Marlin, and unquantized experts, where "
             "routing and experts are two kernels.",
             todo="set --moe-backend marlin (INT4) or triton (unquantized), or leave the cache away.",
@@ -77,6 +88,15 @@ def with_cache(
     cached.cache_settings, cached.layer_prefix, cached.engine_config = settings, prefix, config
     cached.cache = None
     return cached
+
+
+def backend_of(method: Any) -> str | None:
+    """The kernels that a MoE method of vLLM's has chosen; None where the cache cannot work with them."""
+    for attribute, known in BACKENDS.items():
+        name = getattr(getattr(method, attribute, None), "name", None)
+        if name in known:
+            return name
+    return None
 
 
 class CachedExperts:
@@ -96,10 +116,17 @@ class CachedExperts:
             super().create_weights(layer, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self._names = [name for name in layer._parameters if name not in foreign]
         self._foreign = foreign
-        layer_bytes = sum(layer._parameters[name].nbytes for name in self._names)
-        if not self._random or self.cache_settings.moe_expert_store == "pinned":
-            layers = self.engine_config.model_config.get_num_layers(self.engine_config.parallel_config)
-            check_room(layers * layer_bytes, f"the experts of {layers} layers")
+        self._find_room([layer._parameters[name] for name in self._names])
+
+    def _find_room(self, parameters: list[Parameter]) -> None:
+        """Every layer is read before the first is stored, by each of this machine's ranks."""
+        parallel = self.engine_config.parallel_config
+        layers = self.engine_config.model_config.get_num_layers(parallel)
+        wanted = layers * parallel.local_world_size * sum(parameter.nbytes for parameter in parameters)
+        if self.cache_settings.moe_expert_store == "pinned":
+            require_room(wanted, f"the experts of {layers} layers")
+        elif not self._random and not has_room(wanted):
+            spill(parameters, cache_folder())
 
     @property
     def _random(self) -> bool:
@@ -116,7 +143,7 @@ class CachedExperts:
         for name in [n for n in layer._parameters if n not in self._foreign]:
             parameter = layer._parameters.pop(name)
             layer.__dict__[name] = parameter  # out of vLLM's sight, which would move it to the CPU again
-        number = layer_number(self.layer_prefix)
+        number = self._number(self.layer_prefix)
         self.cache = _make_cache(number, {n: slots[n] for n in store.names}, store, self.cache_settings)
 
     def _fill_store(self, layer: Any, raw: dict[str, Tensor]) -> HostExperts | DiskExperts:
@@ -137,11 +164,13 @@ class CachedExperts:
             copy_into(list(store.parts.values()))
             return store
 
-        all_layers = tuple(map(layer_number, self.engine_config.compilation_config.static_all_moe_layers))
-        number = layer_number(self.layer_prefix)
+        all_layers = tuple(map(self._number, self.engine_config.compilation_config.static_all_moe_layers))
+        number = self._number(self.layer_prefix)
         if number == all_layers[0]:
+            backend = backend_of(self)
+            assert backend is not None, "with_cache() has seen to it"
             _files[id(self.engine_config)] = open_file(
-                self.engine_config, all_layers, experts, shapes, device
+                self.engine_config, backend, all_layers, experts, shapes, device
             )
         file = _files[id(self.engine_config)]
 
@@ -154,6 +183,10 @@ class CachedExperts:
         if number == all_layers[-1]:
             _files.pop(id(self.engine_config)).finish()
         return DiskExperts(file, number, names)
+
+    def _number(self, prefix: str) -> int:
+        text = self.engine_config.model_config.hf_text_config
+        return layer_number(prefix, getattr(text, "num_hidden_layers", 0))
 
     def _repack(self, layer: Any, raw: dict[str, Tensor], first: int, count: int) -> dict[str, Parameter]:
         """Let vLLM process some experts as if the layer had no others; parameters by name, each once."""
@@ -270,6 +303,8 @@ def _per_expert(parts: dict[str, Parameter], count: int) -> list[str]:
     ]
 
 
-def layer_number(prefix: str) -> int:
-    """The number in a name like ``model.layers.7.mlp.experts``."""
-    return int(next(part for part in prefix.split(".") if part.isdigit()))
+def layer_number(prefix: str, hidden_layers: int) -> int:
+    """The number in a name like ``model.layers.7.mlp.experts``; those of ``mtp.layers`` come after all."""
+    parts = prefix.split(".")
+    number = int(next(part for part in parts if part.isdigit()))
+    return hidden_layers + number if "mtp" in parts else number

@@ -1,14 +1,14 @@
 """The cache's counters on the ``/metrics`` of a vLLM server.
 
-The counters are in the worker and the endpoint is in the API server's process, so the worker leaves them in
-a small file about once a second, and a Prometheus collector reads it when it is asked. The name of the
-file's folder travels in the environment that vLLM's processes inherit, and the folder is removed when the
-server ends, with whatever a killed worker was writing. A server with several API processes
-(``--api-server-count``) collects through Prometheus' own files and does not show them.
+The counters are in the workers and the endpoint is in the API server's process, so the workers of each stage
+of a pipeline leave theirs in a small file about once a second while steps run, and a Prometheus collector
+reads the files when it is asked; what the last second before a pause counted comes with the next step, and
+with the end. The name of the files' folder travels in the environment that vLLM's processes inherit, and the
+folder is removed when the server ends, with whatever a killed worker was writing. A server with several API
+processes (``--api-server-count``) collects through Prometheus' own files and does not show them.
 """
 
 import atexit
-import contextlib
 import logging
 import os
 import shutil
@@ -23,7 +23,7 @@ from evalsuite.core.cache import CacheCounters
 logger = logging.getLogger("vllm.hlwq_expert_cache")
 
 VARIABLE = "HLWQ_EXPERT_CACHE_COUNTERS"
-COUNTERS = "counters.json"
+COUNTERS = "counters-{stage}.json"
 PERIOD_S = 1.0
 _registered: list[Any] = []
 
@@ -37,7 +37,7 @@ def publish() -> None:
     folder = Path(tempfile.mkdtemp(prefix="hlwq-expert-cache-"))
     os.environ[VARIABLE] = str(folder)
     atexit.register(_end, folder)
-    collector: Any = Collector(folder / COUNTERS)
+    collector: Any = Collector(folder)
     _registered.append(collector)
     REGISTRY.register(collector)
 
@@ -47,9 +47,8 @@ def _end(folder: Path) -> None:
     if not folder.exists():
         return
     ended = folder.rename(f"{folder}-ended")  # a worker that still lives finds no folder to write to
-    left = ended / COUNTERS
-    if left.exists():
-        logger.info("%s", summary(CacheCounters.model_validate_json(left.read_text())))
+    if (left := what_is_left(ended)) is not None:
+        logger.info("%s", summary(left))
     shutil.rmtree(ended, ignore_errors=True)
 
 
@@ -63,18 +62,30 @@ def summary(counters: CacheCounters) -> str:
     )
 
 
-class Collector:
-    """Reads the file whenever Prometheus asks."""
+def what_is_left(folder: Path) -> CacheCounters | None:
+    """The counters of all stages; None before the first step."""
+    stages = [
+        CacheCounters.model_validate_json(path.read_text())
+        for path in sorted(folder.glob(COUNTERS.format(stage="*")))
+    ]
+    if not stages:
+        return None
+    first = next((stage for stage in stages if stage.layers), stages[0])  # a stage may have no experts
+    return first.model_copy(update={"layers": tuple(layer for stage in stages for layer in stage.layers)})
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+
+class Collector:
+    """Reads the files whenever Prometheus asks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        if not self.path.exists():  # no step yet
+        counters = what_is_left(self.folder)
+        if counters is None:
             return
-        counters = CacheCounters.model_validate_json(self.path.read_text())
         name = "hlwq_expert_cache"
         yield GaugeMetricFamily(f"{name}_size", "Expert slots of each layer.", value=counters.size)
         for key, help_ in (
@@ -90,12 +101,14 @@ class Collector:
 
 
 class Publisher:
-    """The worker's end: leaves counters in the folder, if there is one."""
+    """A worker's end: leaves the counters of its stage of the pipeline in the folder, if there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: int) -> None:
+        self._name = COUNTERS.format(stage=stage)
         name = os.environ.get(VARIABLE)
         self.folder = Path(name) if name else None
         self._next_s = 0.0
+        self._failed = False
 
     def due(self) -> bool:
         """Whether it is time again."""
@@ -109,6 +122,12 @@ class Publisher:
         if self.folder is None:
             return
         fresh = self.folder / f"{os.getpid()}.new"  # with tensor parallelism each rank has its own
-        with contextlib.suppress(FileNotFoundError):  # the server has ended
+        try:
             fresh.write_text(counters.model_dump_json())
-            fresh.replace(self.folder / COUNTERS)
+            fresh.replace(self.folder / self._name)
+        except FileNotFoundError:  # the server has ended
+            pass
+        except OSError as error:  # no reason to stop serving
+            if not self._failed:
+                logger.warning("The expert cache's counters cannot be left in %s: %s.", self.folder, error)
+            self._failed = True

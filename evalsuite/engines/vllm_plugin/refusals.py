@@ -77,11 +77,13 @@ def prepare_configuration(config: Any, settings: CacheSettings) -> None:
             todo="use --moe-expert-store pinned, or leave --speculative-config away.",
         )
     size = settings.moe_expert_cache_size
-    if size >= experts:
-        logger.warning(
-            "An expert cache of %d has room for all %d experts of a layer: they stay there, uncached.",
-            size, experts,
-        )  # fmt: skip
+    if size > experts:
+        raise UsageError(
+            f"An expert cache of {size} is asked for, and a layer has {experts} experts.",
+            todo=f"give a --moe-expert-cache-size below {experts}, or leave it away to keep them all.",
+        )
+    if size == experts:
+        logger.warning("An expert cache of all %d experts of a layer: they stay there, uncached.", experts)
         return
     worker = config.parallel_config.worker_cls
     if worker not in WORKERS:
@@ -93,6 +95,8 @@ def prepare_configuration(config: Any, settings: CacheSettings) -> None:
 
 
 def _obstacles(config: Any) -> list[tuple[str, bool, str]]:
+    from vllm import envs
+
     parallel, offload = config.parallel_config, config.offload_config
     return [
         (
@@ -119,6 +123,11 @@ def _obstacles(config: Any) -> list[tuple[str, bool, str]]:
             "another offloading of weights",
             offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0,
             "leave --cpu-offload-gb and --offload-group-size away: the cache offloads the experts.",
+        ),
+        (
+            "activations in fewer bits",
+            envs.VLLM_MARLIN_INPUT_DTYPE is not None,
+            "unset VLLM_MARLIN_INPUT_DTYPE: their scales are taken over a whole layer's experts.",
         ),
         (
             "sleep mode",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from evalsuite.core.cache import CacheCounters, LayerCounters
-from evalsuite.engines.vllm_plugin.layers import CachedExperts
+from evalsuite.engines.vllm_plugin.layers import CachedExperts, abandon_files
 from evalsuite.engines.vllm_plugin.metrics import Publisher
 from evalsuite.engines.vllm_plugin.settings import CacheSettings
 
@@ -40,8 +40,13 @@ class CacheReports:
         return None
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
-        loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        self._publisher = Publisher()
+        try:
+            loaded = super().load_model(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        except BaseException as error:
+            abandon_files(error)
+            raise
+        parallel = self.vllm_config.parallel_config
+        self._publisher = Publisher(parallel.rank // parallel.tensor_parallel_size)
         return loaded
 
     def execute_model(self, scheduler_output: Any) -> Any:
@@ -64,8 +69,9 @@ class CacheReports:
         super().shutdown()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _caches(self) -> Iterator[Any]:
-        drafter = getattr(self.model_runner, "drafter", None)
-        for model in (self.model_runner.get_model(), getattr(drafter, "model", None)):
+        runner = self.model_runner
+        drafter = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
+        for model in (runner.get_model(), getattr(drafter, "model", None)):
             for module in model.modules() if model is not None else ():
                 method = getattr(module, "quant_method", None)
                 if isinstance(method, CachedExperts) and method.cache is not None:

@@ -6,6 +6,7 @@ Hypothesis makes the traces: every policy, any size, steps of any number of toke
 experts in memory and in a file that threads read while the kernels wait for them.
 """
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -51,11 +52,11 @@ def make_file(folder: Path, parts: list[dict[str, torch.Tensor]]) -> ExpertFile:
     return file
 
 
-def make(policy: str, size: int, shapes=SHAPES) -> DeviceCache:
-    store = HostExperts(shapes, EXPERTS, pin=False)
+def make(policy: str, size: int, shapes=SHAPES, experts: int = EXPERTS) -> DeviceCache:
+    store = HostExperts(shapes, experts, pin=False)
     generator = torch.Generator().manual_seed(size)
     store.parts["weight"].copy_(torch.randn(store.parts["weight"].shape, generator=generator))
-    store.parts["scale"].copy_(torch.arange(5 * EXPERTS).view(EXPERTS, 5))
+    store.parts["scale"].copy_(torch.arange(5 * experts).view(experts, 5))
     slots = {name: torch.zeros(size, *t.shape[1:], dtype=t.dtype) for name, t in store.parts.items()}
     return DeviceCache(0, slots, store, policy)
 
@@ -72,7 +73,22 @@ def steps(draw):
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(POLICIES)), st.integers(1, EXPERTS), st.lists(steps(), min_size=1, max_size=12))
 def check(policy, size, trace):
-    cache, rule = make(policy, size), make_policy(policy, size, EXPERTS)
+    follow(policy, size, trace, EXPERTS)
+
+
+def check_many(experts: int = 256, top_k: int = 8):
+    """The shape of a large model: steps of one sequence, of eight, and a prefill."""
+    generator = torch.Generator().manual_seed(0)
+    for policy, size in itertools.product(sorted(POLICIES), (top_k, 64, 128, experts - 1)):
+        trace = [
+            (torch.rand(tokens, experts, generator=generator).topk(top_k).indices.tolist(), 0)
+            for tokens in (1, 8, 1, 1, 8, 20)
+        ]
+        follow(policy, size, trace, experts)
+
+
+def follow(policy, size, trace, experts):
+    cache, rule = make(policy, size, experts=experts), make_policy(policy, size, experts)
     hits = misses = overflows = 0
     for rows, padding in trace:
         real = rows[: len(rows) - padding]
@@ -98,7 +114,7 @@ def check(policy, size, trace):
                 assert group.slots.min() >= 0
                 assert group.slots.max() < size
             else:
-                assert group.slot_of.tolist() == [placement.slots.get(e, -1) for e in range(EXPERTS)]
+                assert group.slot_of.tolist() == [placement.slots.get(e, -1) for e in range(experts)]
             for expert, slot in placement.slots.items():
                 for name, tensor in cache.slots.items():
                     assert torch.equal(tensor[slot], cache.store.parts[name][expert])
@@ -113,7 +129,7 @@ def check(policy, size, trace):
     assert counted.overflow_steps == overflows
     cache.clear()
     assert cache.counters().steps == 0
-    assert cache._slot_of.tolist() == [-1] * EXPERTS
+    assert cache._slot_of.tolist() == [-1] * experts
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
@@ -187,6 +203,7 @@ def check_relabelling():
 
 if __name__ == "__main__":
     check()
+    check_many()
     check_file()
     check_two_requests()
     check_cut_file()

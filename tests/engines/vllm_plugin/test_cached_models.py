@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vllm_cpu.cached import AT_ONCE, EXPERTS, ONE_AT_A_TIME, PROMPTS, SETTINGS, TOP_K
+from vllm_cpu.cached import AT_ONCE, EXPERTS, KINDS, ONE_AT_A_TIME, PROMPTS, TOP_K, geometry
 from vllm_cpu.install import obstacle
 
 from evalsuite.experts.policy import make_policy
@@ -21,7 +21,6 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": "",
     "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
 }  # fmt: skip
-KINDS = ("bf16", "int4", "shared")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
 
@@ -55,7 +54,7 @@ def test_the_experts_are_in_the_store_and_nowhere_else(found, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_fit_give_the_same_bits(found, kind):
     """A prompt of n tokens routes to at most n · top-k experts of a layer, a decoded token to top-k."""
-    compared = 0
+    compared, (experts, top_k) = 0, geometry(kind)
     for row in found[kind]["cached"]:
         for concurrency in (ONE_AT_A_TIME, AT_ONCE):
             pairs = zip(
@@ -63,7 +62,7 @@ def test_steps_that_fit_give_the_same_bits(found, kind):
             )
             for mine, plain, prompt in pairs:
                 tokens = sum(map(len, PROMPTS)) if concurrency == AT_ONCE else len(prompt)
-                if row["size"] >= min(EXPERTS, TOP_K * tokens):
+                if row["size"] >= min(experts, top_k * tokens):
                     assert mine == plain
                     compared += 1
     assert compared >= 2 * len(PROMPTS) + 10
@@ -88,11 +87,11 @@ def test_steps_in_groups_agree_within_bfloat16(found, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_counters_are_those_of_the_policy_on_the_same_routing(found, kind):
-    overflows = 0
+    overflows, (experts, _) = 0, geometry(kind)
     for row in found[kind]["cached"]:
-        assert (row["counters"]["size"], row["counters"]["experts"]) == (row["size"], EXPERTS)
+        assert (row["counters"]["size"], row["counters"]["experts"]) == (row["size"], experts)
         for counted, trace in zip(row["counters"]["layers"], row["traces"], strict=True):
-            rule = make_policy(row["policy"], row["size"], EXPERTS)
+            rule = make_policy(row["policy"], row["size"], experts)
             placements = [placement for wanted in trace for placement in rule.serve(wanted)]
             misses = sum(len(placement.loads) for placement in placements)
             assert counted["steps"] == len(trace)
@@ -107,12 +106,21 @@ def test_counters_are_those_of_the_policy_on_the_same_routing(found, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_serves_as_memory_does_and_is_written_once(found, kind):
-    (in_memory,) = (r for r in found[kind]["cached"] if (r["policy"], r["size"]) == ("lru", TOP_K))
+    asked = ("lru", geometry(kind)[1])
+    (in_memory,) = (r for r in found[kind]["cached"] if (r["policy"], r["size"]) == asked)
     written, reused = found[kind]["disk"]
     assert (written["written"], reused["written"]) == (True, False)
     assert written["answers"] == reused["answers"] == answers_of(in_memory, ONE_AT_A_TIME)
     assert written["counters"] == reused["counters"]
     assert written["counters"]["store"] == "disk"
+
+
+def test_a_file_takes_what_memory_has_no_room_for(found):
+    """While the model is loaded, too: its layers are then in files of their own, which are gone after it."""
+    in_memory, result = found["int4"]["disk"][0], found["without_memory"]
+    assert result["written"]
+    assert result["answers"] == in_memory["answers"]
+    assert result["left"] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,6 +141,8 @@ def test_warm_up_counts_for_nothing(found, kind):
         ("worker", "--worker-extension-cls can be combined"),
         ("dense", "no experts to cache"),
         ("misspelt", "moe_expert_cache_sizes is set"),
+        ("more than there are", "below 16, or leave it away"),
+        ("activations", "unset VLLM_MARLIN_INPUT_DTYPE"),
         ("policy", "'lru', 'lfu', 'fifo', 'slru' or 'lfru'"),
         ("version", "does not know vLLM 0.31.0"),
         ("memory", "--moe-expert-store disk"),
@@ -144,7 +154,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(found, request_, words):
 
 def test_room_for_every_expert_needs_no_cache(found):
     assert found["refusals"]["cached"].endswith("CachedCPUWorker")
-    assert found["refusals"]["more than there are"] == "vllm.v1.worker.cpu_worker.CPUWorker"
+    assert found["refusals"]["all there are"] == "vllm.v1.worker.cpu_worker.CPUWorker"
 
 
 def answers_of(row, concurrency):
@@ -153,7 +163,3 @@ def answers_of(row, concurrency):
 
 def logprobs(answers):
     return np.concatenate([answer["logprobs"] for answer in answers])
-
-
-def test_every_policy_was_run():
-    assert {policy for policy, _ in SETTINGS} == {"lru", "lfu", "fifo", "slru", "lfru"}

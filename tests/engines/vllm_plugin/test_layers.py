@@ -33,6 +33,7 @@ class Method:
     """Registers, "repacks" (doubles) and computes; `w2` is made while repacking, as scales are."""
 
     is_monolithic = False
+    unquantized_backend = SimpleNamespace(name="TRITON")
 
     def create_weights(self, layer, generator):
         layer.register_parameter(
@@ -53,8 +54,10 @@ class Method:
 
 def make(size, policy="lru"):
     config = SimpleNamespace(
-        model_config=SimpleNamespace(get_num_layers=lambda _: 1),
-        parallel_config=SimpleNamespace(),
+        model_config=SimpleNamespace(
+            get_num_layers=lambda _: 1, hf_text_config=SimpleNamespace(num_hidden_layers=4)
+        ),
+        parallel_config=SimpleNamespace(local_world_size=1),
         load_config=SimpleNamespace(load_format="auto"),
     )
     settings = CacheSettings(moe_expert_cache_size=size, moe_expert_cache_policy=policy)
@@ -147,5 +150,16 @@ def test_a_method_that_is_not_known_is_refused_by_name():
         with_cache(fused, (Method,), settings, "model.layers.0.mlp.experts", None)
 
 
+@pytest.mark.parametrize("backend", ["FLASHINFER_CUTLASS", "HUMMING", None])
+def test_kernels_that_know_no_slots_are_refused(backend):
+    method = Method()
+    method.unquantized_backend = backend and SimpleNamespace(name=backend)
+    with pytest.raises(UsageError, match=r"triton \(unquantized\)"):
+        with_cache(
+            method, (Method,), CacheSettings(moe_expert_cache_size=4), "model.layers.0.mlp.experts", None
+        )
+
+
 def test_layers_are_numbered_as_the_model_numbers_them():
-    assert layer_number("language_model.model.layers.17.mlp.experts") == 17
+    assert layer_number("language_model.model.layers.17.mlp.experts", 40) == 17
+    assert layer_number("mtp.layers.0.mlp.experts", 40) == 40

@@ -1,11 +1,15 @@
 """What a server's processes leave of the cache's counters while they run, and that nothing of it is left after."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from evalsuite.core.cache import CacheCounters
+from evalsuite.engines.vllm_plugin import metrics
 
 pytest.importorskip("prometheus_client", reason="vLLM, whose /metrics this is about, is not installed")
 
@@ -21,14 +25,32 @@ metrics.publish()
 print(generate_latest(REGISTRY).decode().count("hlwq"), "before the first step")
 layer = LayerCounters(layer=3, steps=2, hits=30, misses=10, overflow_steps=1, bytes_moved=4096)
 counters = CacheCounters(size=4, experts=16, policy="lru", store="disk", expert_bytes=512, layers=(layer,))
-publisher = metrics.Publisher()
+publisher = metrics.Publisher(0)
 publisher.leave(counters)
+later = counters.model_copy(update={"layers": (layer.model_copy(update={"layer": 40}),)})
+metrics.Publisher(1).leave(later)  # the second stage of a pipeline
 print(generate_latest(REGISTRY).decode())
 folder = Path(os.environ[metrics.VARIABLE])
 (folder / "1.new").write_text("{")  # a worker was killed while it wrote
 metrics._end(folder)
 publisher.leave(counters)  # a worker that outlives the server
 """
+
+
+def test_a_full_disk_costs_the_counters_and_nothing_else(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(metrics.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(Path, "write_text", full)
+    publisher = metrics.Publisher(0)
+    counters = CacheCounters(size=4, experts=16, policy="lru", store="disk", expert_bytes=512, layers=())
+    with caplog.at_level("WARNING"):
+        publisher.leave(counters)
+        publisher.leave(counters)
+    assert caplog.text.count("No space left") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_servers_counters_and_what_it_leaves(tmp_path):
@@ -49,7 +71,8 @@ def test_a_servers_counters_and_what_it_leaves(tmp_path):
         'hits_total{layer="3"} 30.0',
         'misses_total{layer="3"} 10.0',
         'bytes_moved_total{layer="3"} 4096.0',
+        'hits_total{layer="40"} 30.0',
     ):
         assert f"hlwq_expert_cache_{line}" in done.stdout
-    assert done.stderr.count("hit rate 0.7500, 30 hits, 10 misses, 1 overflow steps, 4096 bytes moved") == 1
+    assert done.stderr.count("hit rate 0.7500, 60 hits, 20 misses, 2 overflow steps, 8192 bytes moved") == 1
     assert list(scratch.iterdir()) == []
