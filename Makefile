@@ -25,6 +25,7 @@ format:
 
 # what is published of the records in results/
 report:
+	rm -rf results/published
 	$(BIN)/hlwq-eval report --claims experiments/claims/qwopus_35b_a3b.toml --formats md,html,png --out results/published
 	$(BIN)/python -m evalsuite.report.readme
 

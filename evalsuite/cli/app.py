@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Measure quantized language models honestly, and check the tables others publish.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # at 80 columns its panels cut the names of options
     pretty_exceptions_enable=False,
 )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from evalsuite.report.card import CardRequest
 
 
-@app.command()
+@app.command(short_help="Write a MODEL_CARD.md out of the records.")
 def card(
     model: Annotated[
         str | None, typer.Argument(help="Its name in the records, where they are of several models.")

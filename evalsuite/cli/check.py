@@ -13,7 +13,7 @@ FAIL_ON = "impossible,contradicted,fails"
 EXAMPLE = "experiments/claims/qwopus_35b_a3b.toml"
 
 
-@app.command()
+@app.command(short_help="Which numbers of a model card hold, and which do not.")
 def check(
     claims: Annotated[Path | None, typer.Argument(help="A claims file (TOML).")] = None,
     results: Annotated[Path, typer.Option(help="Folder with records.")] = Path("results"),

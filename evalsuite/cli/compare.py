@@ -9,7 +9,7 @@ from evalsuite.cli.app import app
 from evalsuite.cli.show import Screen
 
 
-@app.command()
+@app.command(short_help="Two perplexity runs, paired by window.")
 def compare(
     baseline: Annotated[str, typer.Argument(help="A finished run: its folder or id.")],
     candidate: Annotated[str, typer.Argument(help="A finished run: its folder or id.")],

@@ -13,7 +13,7 @@ from evalsuite.core.errors import EvalError
 from evalsuite.telemetry.checkup import Finding
 
 
-@app.command()
+@app.command(short_help="What this machine can run, and what is missing.")
 def doctor(
     results: Annotated[Path, typer.Option(help="Folder for records.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,

@@ -19,7 +19,7 @@ from evalsuite.cli.choices import (
 from evalsuite.cli.show import Screen
 
 
-@app.command()
+@app.command(short_help="VRAM, RAM and disk of a model while it is used.")
 def footprint(
     model: Annotated[
         str | None,
@@ -75,7 +75,6 @@ def footprint(
 
     With no MODEL, the built-in model is watched: no GPU, no network.
     """
-    from evalsuite.cli.footprint_run import watch_model
     from evalsuite.data.models import DEMO
     from evalsuite.run.options import FootprintOptions, asked
 
@@ -95,4 +94,6 @@ def footprint(
             "timeout": timeout, "trust_remote_code": trust_remote_code,
         },
     )  # fmt: skip
+    from evalsuite.cli.footprint_run import watch_model  # slow: after what can be refused at once
+
     watch_model(Screen(as_json), options.spec(model or DEMO), results)

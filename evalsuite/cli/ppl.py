@@ -23,7 +23,7 @@ from evalsuite.core.errors import UsageError
 from evalsuite.core.protocol import PROTOCOLS, protocol
 
 
-@app.command()
+@app.command(short_help="Perplexity of a model on a text.")
 def ppl(
     model: Annotated[
         str | None,
@@ -109,7 +109,6 @@ def ppl(
         chosen = protocol(protocol_name).override(context, stride)
         explain_protocols(screen, model, tokenizer, corpus, chosen, windows, tokens)
         return
-    from evalsuite.cli.perplexity_run import measure
     from evalsuite.data.models import DEMO
     from evalsuite.run.options import PerplexityOptions, asked
 
@@ -128,7 +127,10 @@ def ppl(
             "trust_remote_code": trust_remote_code,
         },
     )  # fmt: skip
+    cluster_asked = cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers})
     given = {"corpus": corpus, "limit": limit, "tokenizer": tokenizer}
+    from evalsuite.cli.perplexity_run import measure  # slow: after what can be refused at once
+
     measure(
         screen,
         options.spec(model or DEMO, *([] if baseline is None else [baseline])),
@@ -137,7 +139,7 @@ def ppl(
         inherit=[key for key, value in given.items() if value is None]
         + ([] if options.chose_protocol else ["protocol"]),
         mode="auto" if resume is None else "resume" if resume else "fresh",
-        cluster=cluster_choice(cluster, {"--gpu-kind": gpu_kind and [gpu_kind], "--workers": workers}),
+        cluster=cluster_asked,
     )
 
 

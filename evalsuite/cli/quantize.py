@@ -35,7 +35,7 @@ class Codebook(StrEnum):
     absmax = "absmax"
 
 
-@app.command()
+@app.command(short_help="Quantize a model: HLWQ, INT4, baselines.")
 def quantize(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="Hub id, local folder, GGUF file, smollm2, or demo.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ALL_FORMATS = "md,csv,tex,json,html,png,svg"
 
 
-@app.command()
+@app.command(short_help="Tables and pictures of all records.")
 def report(
     results: Annotated[
         list[Path] | None, typer.Argument(help="Folders with records.", show_default="results")

@@ -21,7 +21,7 @@ from evalsuite.cli.show import Screen
 from evalsuite.core.errors import UsageError
 
 
-@app.command()
+@app.command(short_help="Run an experiment file: an ablation or an evaluation.")
 def run(
     experiment: Annotated[Path, typer.Argument(help="An experiment file, such as those in experiments/.")],
     dry_run: Annotated[
@@ -54,11 +54,8 @@ def run(
     shown, and the others go on. On a cluster, models are scored and timed there, and --work must be a folder
     that every node has under the same path.
     """
-    from evalsuite.cli.ablation_run import run_ablation, show_plan
-    from evalsuite.experiment.ablation_run import Run
     from evalsuite.experiment.evaluation import Evaluation, PerplexityStep, SpeedStep
     from evalsuite.experiment.load import load_experiment
-    from evalsuite.store.runs import RunStore
 
     screen, chosen = Screen(as_json), load_experiment(experiment)
     on = cluster_choice(cluster, {"--gpu-kind": gpu_kind, "--workers": workers, "--exclusive": exclusive})
@@ -86,6 +83,10 @@ def run(
         raise UsageError(f"{experiment.name} has arms and no steps.", todo="leave --only out.")
     if limit is not None:
         chosen = chosen.model_copy(update={"limit": limit})
+    from evalsuite.cli.ablation_run import run_ablation, show_plan  # slow: after what can be refused at once
+    from evalsuite.experiment.ablation_run import Run
+    from evalsuite.store.runs import RunStore
+
     job = Run(chosen, RunStore(results), work)
     if on is not None:
         require_use(on, scores=True, times=False)

@@ -29,7 +29,7 @@ from evalsuite.core.errors import UsageError
 from evalsuite.core.sweep import Mode
 
 
-@app.command()
+@app.command(short_help="Tokens/s of a model, over cache sizes and GPUs.")
 def speed(
     model: Annotated[
         str | None, typer.Argument(help="Hub id, local folder, smollm2, or demo (the built-in model).")
@@ -120,11 +120,8 @@ def speed(
     With no MODEL, the built-in model is measured: no GPU and no network needed. Every cell of a sweep is a
     record of its own; the same command goes on where it broke off.
     """
-    from evalsuite.cli.speed_run import LiveSweep, Place, measure
     from evalsuite.data.models import DEMO
     from evalsuite.run.options import SpeedOptions, asked
-    from evalsuite.telemetry.gpu import count_visible
-    from evalsuite.telemetry.machine import read_machine
 
     screen = Screen(as_json)
     chosen = cluster_choice(cluster, {"--gpu-kind": gpu_kind, "--exclusive": exclusive})
@@ -147,6 +144,10 @@ def speed(
             "trust_remote_code": trust_remote_code,
         },
     )  # fmt: skip
+    from evalsuite.cli.speed_run import LiveSweep, Place, measure  # slow: after what can be refused at once
+    from evalsuite.telemetry.gpu import count_visible
+    from evalsuite.telemetry.machine import read_machine
+
     if chosen is None:
         place = Place(read_machine(), None)
         gpu_count = count_visible(len(place.machine.gpus))

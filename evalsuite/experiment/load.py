@@ -26,7 +26,11 @@ def load_experiment(path: Path) -> Ablation | Evaluation:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read.", cause=str(error.strerror)) from error
+        raise UsageError(
+            f"{path} cannot be read.",
+            cause=str(error.strerror),
+            todo="give the path of an experiment file, such as those in experiments/.",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML.", cause=str(error)) from error
     kind = _kind(path, found)

@@ -78,7 +78,7 @@ def hit_rates(
         axes.set_ylim(0, 102)
         axes.set_ylabel("decode hit rate [%]")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="best")
         _caption(figure, caption)
         return save_figure(figure, out)
 

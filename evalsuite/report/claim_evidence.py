@@ -108,7 +108,7 @@ def evidence(claim: Claim, runs: Sequence[Record]) -> tuple[list[Evidence], str]
         if numbers and (difference := differs(claim, record)):
             reasons.append(difference)
         elif numbers and dummy and claim.metric == "speed" and claim.cache != "all":
-            reasons.append("dummy weights, which choose other experts")
+            reasons.insert(0, "dummy weights, which choose other experts")  # all else is as claimed
         elif numbers:
             found += [Evidence(record.run_id, name, value, dummy) for name, value in numbers.items()]
     unstated = [key for key in claim.kind.decides if getattr(claim, key) is None]

@@ -82,7 +82,9 @@ def claimed_speed_table(claims: Claims, rows: Sequence[Row]) -> Table[Arm]:
     if any(row.spec.serving.load_format == "dummy" for row in measured):
         caption += "Measured on dummy weights in the model's geometry. "
     if any(row.spec.serving.moe_routing == "uniform_random" for row in measured):
-        caption += "Experts drawn uniformly at random, the worst case for a cache. "
+        caption += "Experts drawn uniformly at random, so that a cache has no locality to use. "
+    if any(row.spec.serving.moe_expert_cache_size is not None for row in measured):
+        caption += "Experts that are not cached are in page-locked memory. "
     return Table("Claimed and measured decode speed", columns, made, f"{caption}A dash: not measured.")
 
 

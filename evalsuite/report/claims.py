@@ -281,7 +281,11 @@ def load_claims(path: Path) -> Claims:
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read.", cause=str(error.strerror)) from error
+        raise UsageError(
+            f"{path} cannot be read.",
+            cause=str(error.strerror),
+            todo="give the path of a claims file; `hlwq-eval check --init CARD.md --out FILE` drafts one.",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML.", cause=str(error)) from error
     try:

@@ -172,6 +172,7 @@ def runs_table(records: Sequence[Record]) -> Table[Record]:
         "Perplexity",
         (
             Column[Record]("model", model),
+            Column[Record]("engine", lambda r: str(r.engaged.get("engine", "torch"))),
             Column[Record]("text, protocol", text),
             Column[Record]("windows", lambda r: f"{result(r).windows:,}"),
             Column[Record](

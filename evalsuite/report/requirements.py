@@ -23,6 +23,7 @@ from evalsuite.experts.predict import (
 from evalsuite.report.choose import device_of
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.speed import ENDINGS
+from evalsuite.report.speed_cell import routing_words
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.vram import device_peak, engine_numbers, serving_of
 
@@ -74,6 +75,7 @@ def requirements_table(name: str, geometry: Geometry, rows: Sequence[Need]) -> T
         Column[Need]("GPU", _gpu, label=True),
         Column[Need]("memory", _memory, "GB"),
         Column[Need]("experts on the device", cache, label=True),
+        *_told_apart(rows),
         Column[Need]("weights", _weights, "GB", "lower"),
         Column[Need]("needed", _needed, "GB", "lower"),
         Column[Need]("reserved by the engine", _peak, "GB"),
@@ -91,6 +93,20 @@ def requirements_table(name: str, geometry: Geometry, rows: Sequence[Need]) -> T
         "peak, the KV cache that the engine takes in advance included. GB = 10⁹ bytes.",
         lambda row: (row.run.run_id,) if row.run else (),
     )
+
+
+def _told_apart(rows: Sequence[Need]) -> list[Column[Need]]:
+    """Where the other experts are and who chooses them, where measured rows differ in it."""
+
+    def store(row: Need) -> str:
+        cached = row.run is not None and serving_of(row.run).moe_expert_cache_size is not None
+        return serving_of(row.run).moe_expert_store if cached and row.run else "—"
+
+    def routing(row: Need) -> str:
+        return routing_words(serving_of(row.run).moe_routing) if row.run else "—"
+
+    columns = (Column[Need]("store", store, label=True), Column[Need]("routing", routing, label=True))
+    return [column for column in columns if len({column.get(row) for row in rows} - {"—"}) > 1]
 
 
 def _gpu(row: Need) -> str:

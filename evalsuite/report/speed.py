@@ -37,7 +37,7 @@ def speed_table(rows: Sequence[Row], *, ratios: bool = True) -> Table[Row]:
     parts = [
         *(graph_ratios(rows) if ratios else ()),
         shared,
-        "decode: 1/TPOT of one sequence, ± half the 95 % t-interval over repeats. Bound: bytes that a token "
+        "decode: 1/TPOT of one sequence, ± half the 95 % t-interval over repeats. Bound: bytes that a step "
         "needs over measured bandwidths. Overhead: time that memory, transfers and compute do not explain.",
     ]
     if any(not row.is_reference and row.agreement is not None for row in rows):

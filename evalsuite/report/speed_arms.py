@@ -49,6 +49,12 @@ def generation_table(rows: Sequence[Row]) -> Table[Row]:
     )
 
 
+SAME_TOKENS = (
+    " Same tokens: those before the first difference from the uncached arm; less than 100 is another order "
+    "of summation or a fault."
+)
+
+
 def cache_table(rows: Sequence[Row]) -> Table[Row]:
     """One model under cache sizes: what each costs and gives, kind by kind, the smallest first.
 
@@ -61,7 +67,7 @@ def cache_table(rows: Sequence[Row]) -> Table[Row]:
     columns = [
         *sorted(settings, key=lambda c: c.title != "cache"),
         Column[Row]("hits", hit_cell, "%", "higher"),
-        Column[Row]("moved a token", _moved, "MB", "lower"),
+        Column[Row]("moved a step", _moved, "MB", "lower"),
         Column[Row]("decode", decode_cell, "tok/s", "higher"),
         Column[Row]("bound", bound_cell, "tok/s"),
         Column[Row]("reached", share_cell, "%"),
@@ -71,15 +77,16 @@ def cache_table(rows: Sequence[Row]) -> Table[Row]:
     shown = [c for c in columns if c.label or any(c.get(row) != NOT_MEASURED for row in ordered)]
     of = "" if experts is None else f", out of {experts}"
     dummy = any(row.spec.serving.load_format == "dummy" for row in rows)
+    compared = any(agreement_cell(row) != NOT_MEASURED for row in ordered)
     return Table(
         f"Expert cache: {ordered[0].model}, {ordered[0].device}",
         shown,
         ordered,
         f"Cache: experts of each layer on the device{of}. {shared} Hits: every distinct expert of a decoding "
-        "step counts once. Moved: experts copied to the device. Bound: bytes of a token over measured memory "
-        "bandwidth, and moved bytes over measured copy bandwidth, one after the other. Same tokens: those "
-        "before the first difference from the uncached arm; less than 100 is another order of summation or a "
-        "fault." + " Dummy weights: their hit rates are not a trained model's." * dummy,
+        "step counts once. A step gives every sequence a token. Moved: experts copied to the device. Bound: "
+        "bytes of a step over measured memory bandwidth, and moved bytes over measured copy bandwidth, one "
+        "after the other." + SAME_TOKENS * compared + " Dummy weights: their hit rates are not a trained "
+        "model's." * dummy,
         runs_of,
     )
 

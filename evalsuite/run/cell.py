@@ -153,5 +153,6 @@ def engaged(facts: ModelFacts, cell: Cell, loaded_with: int | None) -> dict[str,
             "expert_cache_hits": cell.counters.hits,
             "expert_cache_misses": cell.counters.misses,
             "loaded_with_cache_size": loaded_with,
+            "moe_expert_cache_size": cell.counters.size,
         }
     return found

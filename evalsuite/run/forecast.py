@@ -54,7 +54,7 @@ def refuse_missing_gpus(serving: Serving, machine: Machine) -> None:
     count = count_visible(len(machine.gpus))
     if missing := [gpu for gpu in serving.gpus if gpu >= count]:
         raise UsageError(
-            f"There is no GPU {missing[0]}: {count} can be used on this machine.",
+            f"There is no GPU {missing[0]}: this machine has {count or 'none'} that can be used.",
             todo="choose others with --gpus, or leave it out; `hlwq-eval doctor` lists them.",
         )
 

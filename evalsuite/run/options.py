@@ -262,7 +262,7 @@ def asked(kind: type[Options], values: Mapping[str, Any]) -> Options:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
         raise UsageError(
-            f"{flag}: {first['msg'].removeprefix('Value error, ')}.", todo="see --help for its range."
+            f"{flag}: {first['msg'].removeprefix('Value error, ')}.", todo=f"see {flag} in --help."
         ) from error
 
 

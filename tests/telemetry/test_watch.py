@@ -76,7 +76,10 @@ class TestGrid:
         sampler.run(script.wait)
         assert times == [0.1, 0.55, 0.6, 0.7]
         assert sampler.missing == 3
-        assert sampler.gaps() == "3 of 7 samples are missing; the longest gap was 0.45 s"
+        assert (
+            sampler.gaps()
+            == "3 of 7 samples are missing, and for 0.45 s there is none, in which a peak can hide"
+        )
 
     def test_one_long_gap_in_a_long_run_is_said(self):
         script = Script(1000, late={500: 1.25})
