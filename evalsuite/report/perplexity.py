@@ -171,9 +171,9 @@ def runs_table(records: Sequence[Record]) -> Table[Record]:
     return Table(
         "Perplexity",
         (
-            Column[Record]("model", model),
-            Column[Record]("engine", lambda r: str(r.engaged.get("engine", "torch"))),
-            Column[Record]("text, protocol", text),
+            Column[Record]("model", model, label=True),
+            Column[Record]("engine", lambda r: str(r.engaged.get("engine", "torch")), label=True),
+            Column[Record]("text, protocol", text, label=True),
             Column[Record]("windows", lambda r: f"{result(r).windows:,}"),
             Column[Record](
                 "perplexity",

@@ -154,6 +154,7 @@ def test_runs_side_by_side(record: Record):
     assert len(cells) == 2
     assert cells[0] == [
         "tiny|model (BF16 safetensors, bfloat16)",
+        "torch",
         "wikitext-2, card-1155",
         "1,155",
         "6.561 ± 0.093",

@@ -225,7 +225,7 @@ class TestSpeed:
         found = rows(table)
         assert [row["cache"] for row in found] == ["8", "64", "all"]
         assert [row["hits [%] ↑"] for row in found] == ["6.2", "50.0", "—"]
-        assert [row["moved a token [MB] ↓"] for row in found] == ["5", "5", "—"]
+        assert [row["moved a step [MB] ↓"] for row in found] == ["5", "5", "—"]
         assert "out of 128" in table.caption
 
     def test_speeds_are_held_against_the_baseline_of_the_same_conditions_only(self, tmp_path: Path):

@@ -70,7 +70,7 @@ def test_a_device_that_cannot_be_measured_has_no_bound(sweep):
 @pytest.mark.parametrize(
     ("axes", "gpus", "said"),
     [
-        ({"gpus": (0, 3)}, 2, "There is no GPU 3: 2 can be used"),
+        ({"gpus": (0, 3)}, 2, "There is no GPU 3: this machine has 2"),
         ({"tensor_parallel_sizes": (2,)}, 0, "needs as many GPUs"),
         ({"modes": ("graphs",)}, 0, "CUDA graphs need a GPU"),
         ({"modes": ("graphs",), "gpus": (0,)}, 1, "The torch engine has no CUDA graphs"),

@@ -86,7 +86,7 @@ class TestGrid:
         sampler, _ = script.sampler()
         sampler.run(script.wait)
         assert sampler.missing == 12
-        assert "longest gap was 1.35 s" in (sampler.gaps() or "")
+        assert "for 1.35 s there is none" in (sampler.gaps() or "")
 
     def test_a_short_gap_in_a_long_run_is_not(self):
         script = Script(1000, late={500: 0.35})
