@@ -42,7 +42,12 @@ class Gpu(Value):
 
 
 class Machine(Value):
-    """What ran it. `packages` holds the versions of the libraries that can change a number."""
+    """What ran it.
+
+    Attributes:
+        packages: versions of the libraries that can change a number.
+        environment: variables that the user has set and those libraries read; no names, keys or paths.
+    """
 
     platform: str
     cpu: str
@@ -53,6 +58,7 @@ class Machine(Value):
     cuda: str | None = None
     python: str
     packages: dict[str, str]
+    environment: dict[str, str] = Field(default={})
     git_commit: str | None = None
     git_dirty: bool | None = None
 

@@ -53,6 +53,7 @@ def speed_condition(record: Record) -> Hashable:
         canonical_json(spec | {"serving": serving}),
         device_of(record),
         record.machine.gpu_driver,
+        environment_of(record),
         canonical_json(packages),
     )
 
@@ -87,6 +88,11 @@ def engine_of(record: Record) -> str:
     return str(engaged.get("engine", "vllm" if "vllm" in engaged else "torch"))
 
 
+def environment_of(record: Record) -> str:
+    """What the user told libraries through variables, ``NAME=value`` each."""
+    return " ".join(f"{name}={value}" for name, value in sorted(record.machine.environment.items()))
+
+
 def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
 
@@ -100,7 +106,7 @@ def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     found: dict[Hashable, StoredRun] = {}
     for run in runs:
         record = run.record
-        key = (record.kind, record.spec_hash, device_of(record))
+        key = (record.kind, record.spec_hash, device_of(record), environment_of(record))
         if key not in found or _rank(record) > _rank(found[key].record):
             found[key] = run
     best = {run.record.run_id for run in found.values()}

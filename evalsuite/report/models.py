@@ -10,7 +10,7 @@ from evalsuite.core.record import Record
 from evalsuite.core.spec import Serving
 from evalsuite.core.units import byte_unit
 from evalsuite.report.apart import checkpoint_names
-from evalsuite.report.choose import device_of, model_of
+from evalsuite.report.choose import device_of, environment_of, model_of
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.report.varying import settle
 
@@ -138,7 +138,7 @@ def serving_key(record: Record) -> tuple[str, ...]:
 
 
 def _asked(record: Record) -> list[str]:
-    """The serving's arguments that are not at their defaults."""
+    """The serving's arguments that are not at their defaults, and what the environment adds."""
     serving = Serving.model_validate(record.spec["serving"])
     words: list[str] = []
     for name, field in Serving.model_fields.items():
@@ -150,7 +150,7 @@ def _asked(record: Record) -> list[str]:
             words.append(flag)
         else:
             words.append(f"{flag} {json.dumps(value) if isinstance(value, dict) else value}")
-    return words
+    return [*words, *filter(None, [environment_of(record)])]
 
 
 def _engine(record: Record) -> str:

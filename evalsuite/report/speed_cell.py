@@ -8,7 +8,7 @@ from evalsuite.core.record import Record
 from evalsuite.core.spec import SpeedSpec
 from evalsuite.core.speed import SpeedResult
 from evalsuite.report.apart import checkpoint_names
-from evalsuite.report.choose import device_of, model_of
+from evalsuite.report.choose import device_of, environment_of, model_of
 from evalsuite.report.tables import Column
 
 UNKNOWN = "—"  # of a cell that failed early, or that was on no GPU
@@ -109,6 +109,7 @@ SETTINGS = (
     Setting("dtype", lambda r: r.record.model.dtype if r.record.model else UNKNOWN, "{}".format),
     Setting("prompt", lambda r: f"{r.spec.workload.input_len:,}", "{} prompt tokens".format),
     Setting("output", lambda r: f"{r.spec.workload.output_len:,}", "{} output tokens".format),
+    Setting("environment", lambda r: environment_of(r.record) or UNKNOWN, "with {}".format),
     Setting("repeats", lambda r: str(r.spec.workload.repeats), "{} repeats".format),
 )
 ONLY_TO_TELL_APART = ("GPU", "repeats")  # columns where rows would otherwise read the same

@@ -56,5 +56,6 @@ def _facts(record: Record) -> dict[str, str]:
         "platform": machine.platform,
         "Python": machine.python,
         **machine.packages,
+        **machine.environment,
     }
     return {name: value for name, value in facts.items() if value is not None}

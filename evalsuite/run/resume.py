@@ -24,8 +24,8 @@ def finished_cell(
 ) -> Finished | None:
     """The newest run of this spec that succeeded with these weights and prompts, on such a machine.
 
-    Another GPU model, driver or version of what computes makes another measurement, which stands beside the
-    old one.
+    Another GPU model, driver, version of what computes, or variable that it reads makes another measurement,
+    which stands beside the old one.
     """
     for path in store.finished(cell.kind, subject.checkpoint.slug, spec_hash(cell)):
         record = load_record(path)
@@ -90,4 +90,4 @@ def _same_conditions(record: Record, subject: Subject, machine: Machine) -> bool
 
 def _speed_of(machine: Machine) -> tuple[object, ...]:
     packages = tuple(machine.packages.get(name) for name in DECIDES)
-    return machine.cpu, machine.gpus, machine.gpu_driver, packages
+    return machine.cpu, machine.gpus, machine.gpu_driver, machine.environment, packages

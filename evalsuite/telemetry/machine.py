@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,22 @@ PACKAGES = (
     "hlwq-eval", "torch", "transformers", "tokenizers", "safetensors", "compressed-tensors", "datasets",
     "numpy", "gguf", "vllm", "triton",
 )  # fmt: skip
+READ = ("VLLM_", "NCCL_", "CUBLAS", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH", "TRITON_")
+# which GPUs, where files are, how much is said, whom to talk to: recorded otherwise, of no effect, or private
+LEFT_OUT = re.compile(
+    r"VISIBLE|ORDER|DIR|PATH|ROOT|HOME|FILE|CACHE|LOG|DEBUG|TRACE|USAGE|HOST|PORT|URL|ADDR|KEY|TOKEN|SECRET|"
+    r"PASS|PLUGINS|VERSION|REQUIRE|CAPABILITIES"
+)
+_AT_START = dict(os.environ)  # engines in this process set some of these later
+
+
+def set_by_the_user(environment: Mapping[str, str] = _AT_START) -> dict[str, str]:
+    """Variables of vLLM and of what it stands on that can change what is computed, or how fast."""
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if name.startswith(READ) and not LEFT_OUT.search(name) and "/" not in value
+    }
 
 
 def package_version(name: str) -> str | None:
@@ -69,6 +87,7 @@ def read_machine() -> Machine:
         cuda=cuda,
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := package_version(name))},
+        environment=set_by_the_user(),
         git_commit=commit,
         git_dirty=dirty,
     )

@@ -65,6 +65,17 @@ def test_finished_cells_are_found_again_and_fresh_ones_are_not(bench):
     assert len(folders(bench)) == 6
 
 
+def test_another_environment_is_another_measurement(bench, monkeypatch):
+    (one,) = bench.run(bench.cells(cache_sizes=(None,)))
+    told = one.record.machine.model_copy(update={"environment": {"VLLM_DISABLED_KERNELS": "X"}})
+    monkeypatch.setattr(speed, "read_machine", lambda: told)
+    (other,) = bench.run(bench.cells(cache_sizes=(None,)))
+    assert other.path != one.path
+    assert other.record.machine.environment == {"VLLM_DISABLED_KERNELS": "X"}
+    (again,) = bench.run(bench.cells(cache_sizes=(None,)))
+    assert again.path == other.path
+
+
 def test_resuming_what_never_began_is_refused(bench):
     with pytest.raises(ResumeMismatch, match="No cell"):
         bench.run(mode="resume")

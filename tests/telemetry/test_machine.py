@@ -18,7 +18,7 @@ import pytest
 import evalsuite
 from evalsuite.core.record import Gpu, Machine
 from evalsuite.telemetry import machine
-from evalsuite.telemetry.machine import package_version, read_gpus, read_machine
+from evalsuite.telemetry.machine import package_version, read_gpus, read_machine, set_by_the_user
 from evalsuite.telemetry.probes import free_disk_bytes, gpu_device_used_bytes, rss_peak_bytes
 
 
@@ -58,6 +58,16 @@ def test_versions_of_what_can_change_a_number(here: Machine):
     assert here.packages["hlwq-eval"] == evalsuite.__version__
     assert {"torch", "transformers"} <= set(here.packages)
     assert package_version("no-such-distribution") is None
+
+
+def test_variables_that_change_a_number_and_none_that_tells_of_the_user():
+    told = {"VLLM_DISABLED_KERNELS": "MacheteLinearKernel", "NCCL_P2P_DISABLE": "1"}
+    private = {
+        "VLLM_API_KEY": "s3cret", "VLLM_CACHE_ROOT": "/home/me/c", "VLLM_HOST_IP": "10.0.0.1",
+        "TRITON_CACHE_DIR": "/home/me/t", "CUDA_VISIBLE_DEVICES": "GPU-1", "HOME": "/home/me",
+        "VLLM_TUNED_CONFIG_FOLDER": "/home/me/f", "VLLM_LOGGING_LEVEL": "DEBUG",
+    }  # fmt: skip
+    assert set_by_the_user(told | private) == told
 
 
 def test_reading_it_imports_no_torch():
