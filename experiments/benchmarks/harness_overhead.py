@@ -46,7 +46,9 @@ def command_line(arguments: dict[str, Any]) -> list[str]:
     return flags
 
 
-def theirs(checkpoint: Checkpoint, serving: Serving, options: argparse.Namespace) -> list[float]:
+def theirs(
+    checkpoint: Checkpoint, serving: Serving, options: argparse.Namespace, **environment: str
+) -> list[float]:
     """Latencies in seconds by `vllm bench latency`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "latency.json"
@@ -59,7 +61,7 @@ def theirs(checkpoint: Checkpoint, serving: Serving, options: argparse.Namespace
                 "--num-iters-warmup", str(options.warmups), "--disable-detokenize",
                 "--output-json", str(out),
             ],
-            env=device_environment(serving.gpus) | engine_environment(serving),
+            env=device_environment(serving.gpus) | engine_environment(serving) | environment,
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         return json.loads(out.read_text())["latencies"]

@@ -1,22 +1,24 @@
-"""Which of vLLM's kernels is faster for dense INT4 layers: the one it chooses, or the next one it would take?
+"""What a variable of vLLM's costs or gains: decode speed with it and without it, in one run.
 
-    python experiments/benchmarks/dense_int4_kernels.py MODEL --without MacheteLinearKernel --out FILE.json
+    python experiments/benchmarks/vllm_variable.py MODEL --set VLLM_DISABLED_KERNELS=MacheteLinearKernel \\
+        --out FILE.json
 
-On Hopper vLLM takes Machete for dense layers of compressed-tensors INT4 and Marlin for the experts; without
-Machete it takes Marlin for both. Two engines in one run, the second with `VLLM_DISABLED_KERNELS`, get the
-same prompts; a round is a prompt of each sequence, and rounds are paired:
+That one asks for other kernels of dense INT4 layers: on Hopper vLLM takes Machete for them and Marlin for
+experts, and without Machete Marlin for both.
+
+Engines with and without the variable start one after the other (with --starts 2: without, with, with,
+without) and are sent the same prompts. A round is a prompt of each sequence; equal rounds are paired:
 
     TPOT  = (last token − first token) / (tokens − 1), mean of the sequences of a round
-    ratio = exp( mean over rounds of ln TPOT chosen / TPOT without ), with its 95 % t-interval; above 1 the
-            kernel that vLLM did not choose is faster
+    ratio = exp( mean over rounds of ln TPOT without / TPOT with ), with its 95 % t-interval; above 1 the
+            variable makes decoding faster
 
-Which kernels ran is read from the engines. If those are the same, the arms are too, and the benchmark fails.
+Which kernels ran is read from the engines and stands beside the times.
 """
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,22 +36,21 @@ from evalsuite.engines.vllm_arguments import vllm_installed
 from evalsuite.run.subject import Subject, prepare
 from evalsuite.telemetry.machine import read_machine
 
-DISABLED = "VLLM_DISABLED_KERNELS"
 CONCURRENCIES = (1, 8)
 
 
 @contextmanager
-def disabled(kernel: str | None) -> Iterator[None]:
-    """What the engine's process inherits."""
-    before = os.environ.pop(DISABLED, None)
-    if kernel is not None:
-        os.environ[DISABLED] = kernel
+def variable(name: str, value: str | None) -> Iterator[None]:
+    """What the engine's process inherits; None is without it."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop(DISABLED, None)
+        os.environ.pop(name, None)
         if before is not None:
-            os.environ[DISABLED] = before
+            os.environ[name] = before
 
 
 def tpots(engine: ProcessGenerator, rounds: list[list[NDArray[np.int64]]], output_len: int) -> list[float]:
@@ -61,11 +62,12 @@ def tpots(engine: ProcessGenerator, rounds: list[list[NDArray[np.int64]]], outpu
     return found
 
 
-def arm(
-    kernel: str | None, subject: Subject, serving: Serving, options: argparse.Namespace
+def one_start(
+    subject: Subject, serving: Serving, options: argparse.Namespace, value: str | None
 ) -> dict[str, Any]:
     """One engine: its kernels, seconds to load, and times a round by concurrency."""
-    with TemporaryDirectory() as scratch, disabled(kernel):
+    name = options.set[0]
+    with TemporaryDirectory() as scratch, variable(name, value):
         engine = ProcessGenerator(options.model, serving, Path(scratch) / "engine.log", options.timeout)
         try:
             engine.start()
@@ -74,13 +76,11 @@ def arm(
                 asked = workload(options, concurrency)
                 found = tpots(engine, subject.prompts(asked), options.output_len)[asked.warmups :]
                 times[str(concurrency)] = found
-                print(
-                    f"{kernel} disabled, concurrency {concurrency}: {np.mean(found):.5f} s/token", flush=True
-                )
-            facts = engine.facts
+                which = "without" if value is None else "with"
+                print(f"{which} {name}, concurrency {concurrency}: {np.mean(found):.5f} s/token", flush=True)
             return {
-                "disabled": kernel, "kernels": facts.engaged.get("kernels"), "device": facts.device_name,
-                "load_s": engine.load.total_s, "tpot_s": times,
+                "with": value is not None, "kernels": engine.facts.engaged.get("kernels"),
+                "device": engine.facts.device_name, "load_s": engine.load.total_s, "tpot_s": times,
             }  # fmt: skip
         finally:
             engine.close()
@@ -93,10 +93,15 @@ def workload(options: argparse.Namespace, concurrency: int) -> Workload:
     )  # fmt: skip
 
 
-def ratios(chosen: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]:
+def ratios(starts: list[dict[str, Any]]) -> dict[str, Any]:
+    """By concurrency, over the rounds of all starts."""
     found = {}
     for concurrency in map(str, CONCURRENCIES):
-        logs = np.log(np.divide(chosen["tpot_s"][concurrency], without["tpot_s"][concurrency]))
+        without, with_it = (
+            np.concatenate([start["tpot_s"][concurrency] for start in starts if start["with"] == asked])
+            for asked in (False, True)
+        )
+        logs = np.log(without / with_it)
         interval = t_interval(logs)
         assert interval is not None, "--repeats is at least 2"
         found[concurrency] = {
@@ -107,10 +112,20 @@ def ratios(chosen: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text} is no NAME=VALUE")
+    return name, value
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
-    parser.add_argument("--without", default="MacheteLinearKernel")
+    parser.add_argument("--set", type=assignment, required=True, metavar="NAME=VALUE")
+    parser.add_argument("--starts", type=int, choices=(1, 2), default=1, help="of engines of each kind")
     parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
     parser.add_argument("--moe-routing", default="model")
     parser.add_argument("--eager", action="store_true")
@@ -129,15 +144,16 @@ def main() -> None:
         max_num_batched_tokens=options.max_model_len,
     )  # fmt: skip
     subject = prepare(options.model, serving, workload(options, 1), load_corpus("builtin"))
-    arms = [arm(kernel, subject, serving, options) for kernel in (None, options.without)]
-    if arms[0]["kernels"] == arms[1]["kernels"]:
-        sys.exit(f"Both engines ran the same kernels, {arms[0]['kernels']}: nothing was compared.")
+    value = options.set[1]
+    order = [None, value, value, None][: 2 * options.starts]
+    starts = [one_start(subject, serving, options, asked) for asked in order]
     document = {
-        "benchmark": "dense_int4_kernels", "model": subject.checkpoint.name, "vllm": vllm_installed(),
+        "benchmark": "vllm_variable", "model": subject.checkpoint.name, "vllm": vllm_installed(),
         "settings": {k: v for k, v in vars(options).items() if k not in ("model", "out")},
-        "machine": read_machine().model_dump(mode="json"), "arms": arms, "ratios": ratios(*arms),
+        "machine": read_machine().model_dump(mode="json"), "starts": starts, "ratios": ratios(starts),
     }  # fmt: skip
     print(json.dumps(document["ratios"], indent=1))
+    print("the same kernels ran" if starts[0]["kernels"] == starts[1]["kernels"] else "other kernels ran")
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n")
 
