@@ -172,7 +172,8 @@ def _measured(claim: Claim, found: Sequence[Evidence], notes: tuple[str, ...]) -
     number = claim.number
     assert number is not None
     nearest = min(found, key=lambda item: abs(item.number - number))
-    ratio = "" if not number else f", {nearest.number / number:.3g} times the claim"
+    one = number if claim.low is None else 0.0  # of a range there is no such number
+    ratio = f", {nearest.number / one:.3g} times the claim" if one else ""
     dummy = "; with dummy weights of the same geometry" if nearest.dummy else ""
     others = [f"{item.quantity} {in_unit(item.number, claim)}" for item in found if item is not nearest]
     also = f"; also {', '.join(others[:3])}" if others else ""

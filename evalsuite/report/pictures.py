@@ -69,8 +69,11 @@ def paired_pictures(gallery: Gallery, rows: Sequence[Pairing], paths: dict[str, 
         result, (candidate, baseline) = row.result, row.names
         interval = "" if result.low is None else f" [{result.low:+.4f}, {result.high:+.4f}]"
         surely = result.low is not None and result.high is not None and not result.low <= 0 <= result.high
+        record = row.record
+        where = f"{record.text.corpus}, {record.protocol.name}" if record.text and record.protocol else ""
         caption = (
-            f"Mean difference Δ ln PPL {result.delta_ln_ppl:+.4f}{interval}, 95 % interval over windows: "
+            f"{where}. Mean difference Δ ln PPL {result.delta_ln_ppl:+.4f}{interval}, 95 % interval over "
+            "windows: "
             + ("a difference on this text" if surely else "no difference is shown on this text")
             + ". A point is a window; points off the line are noise unless they lean to one side."
         )

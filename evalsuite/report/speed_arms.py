@@ -43,9 +43,10 @@ def generation_table(rows: Sequence[Row]) -> Table[Row]:
         speed,
         title="Generation speed",
         columns=[*speed.columns, *there],
-        caption=f"{speed.caption} Weights: as the engine counts them on the device, expert slots included. "
-        "VRAM peak: of the process tree by NVML; it holds the KV cache that the engine reserves in advance, "
-        "and so says little about what the model needs. GB = 10⁹ bytes.",
+        caption=f"{speed.caption} Load: cells that differ in cache size or concurrency may share one, and "
+        "the first on a machine compiles what later ones find. Weights: as the engine counts them on the "
+        "device, expert slots included. VRAM peak: of the process tree by NVML; it holds the KV cache that "
+        "the engine reserves in advance, and so says little about what the model needs. GB = 10⁹ bytes.",
     )
 
 
