@@ -64,11 +64,11 @@ def open_or_write(header: Header, folder: Path, read_layer: Callable[[int], memo
     notes: list[str] = []
     written = False
     while True:
-        with room_for_experts(path, header.file_bytes):
+        with _storage_errors(path, header.file_bytes):
             descriptor = _open_existing(path)
         if descriptor is not None:
             try:
-                with room_for_experts(path, header.file_bytes):
+                with _storage_errors(path, header.file_bytes):
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     found, problem = _verify(descriptor, header)
             except BaseException:
@@ -114,16 +114,16 @@ def _verify(descriptor: int, wanted: Header) -> tuple[Header | None, str]:
 def _write(path: Path, header: Header, read_layer: Callable[[int], memoryview]) -> bool:
     """Write the file, unless another process does so meanwhile; returns whether this one did."""
     partial = path.with_name(path.name.removesuffix(SUFFIX) + PARTIAL)
-    with room_for_experts(path, header.file_bytes):
+    with _storage_errors(path, header.file_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _lock_while_at(descriptor, partial):
             return False
         try:
-            with room_for_experts(path, header.file_bytes):
+            with _storage_errors(path, header.file_bytes):
                 os.ftruncate(descriptor, 0)
-                _reserve(descriptor, path, header.file_bytes)
+                reserve(descriptor, path.parent, header.file_bytes)
                 samples: list[int] = []
                 for row, layer in enumerate(header.layers):
                     records = read_layer(layer)
@@ -141,9 +141,13 @@ def _write(path: Path, header: Header, read_layer: Callable[[int], memoryview]) 
     return True
 
 
-def _reserve(descriptor: int, path: Path, needed: int) -> None:
-    """Find out that the disk is too small before hours of writing, not after."""
-    free = shutil.disk_usage(path.parent).free
+def reserve(descriptor: int, folder: Path, needed: int) -> None:
+    """Find out that the disk is too small before hours of writing, not after.
+
+    Raises:
+        OSError: it has no room.
+    """
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{si_bytes(free)} are free")
     try:
@@ -189,8 +193,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def room_for_experts(path: Path, needed: int) -> Generator[None]:
-    """Say of what the disk refuses how many bytes were for which file, and what to do."""
+def _storage_errors(path: Path, needed: int) -> Generator[None]:
     try:
         yield
     except OSError as error:

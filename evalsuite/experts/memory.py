@@ -1,8 +1,7 @@
 """Host memory that can still be taken: what the machine has free, or the container's limit leaves.
 
 Linux's control groups, version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html#memory) and 1; a group's
-limit holds for all groups below it. Pages of files that nothing maps count as free, as the kernel drops them
-first.
+limit holds for all groups below it. Pages of files count as free, as the kernel drops them first.
 """
 
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-# version: (its folder below the root, limit, use, and the key of droppable pages in memory.stat)
+# version: (its folder below the root, limit, use, and the beginning of the keys of files in memory.stat)
 VERSIONS = {
-    2: ("", "memory.max", "memory.current", "inactive_file"),
-    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("", "memory.max", "memory.current", ""),
+    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
 
 
@@ -32,7 +31,7 @@ def _left(groups: Path, root: Path) -> Iterator[int]:
         version = 2 if number == "0" else 1
         if version == 1 and "memory" not in controllers.split(","):
             continue
-        below, limit, used, droppable = VERSIONS[version]
+        below, limit, used, total = VERSIONS[version]
         top = root / below
         here = top / path.lstrip("/")
         for folder in (here, *here.parents):
@@ -41,4 +40,5 @@ def _left(groups: Path, root: Path) -> Iterator[int]:
             with suppress(OSError, ValueError, KeyError):  # no limit: "max", or no such file at the root
                 stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
                 allowed = int((folder / limit).read_text())
-                yield allowed - int((folder / used).read_text()) + int(stat[droppable])
+                files = sum(int(stat[f"{total}{list_}_file"]) for list_ in ("active", "inactive"))
+                yield allowed - int((folder / used).read_text()) + files

@@ -37,7 +37,7 @@ def scored_alike(record: Record) -> Hashable:
     return (
         perplexity_condition(record), record.model.fingerprint, record.model.dtype, engine_of(record),
         cache.get("moe_expert_cache_size") and canonical_json(cache), spec.get("tensor_parallel_size", 1),
-        canonical_json(spec.get("additional_config", {})), device_of(record),
+        canonical_json(spec.get("additional_config", {})), device_of(record), environment_of(record),
     )  # fmt: skip
 
 

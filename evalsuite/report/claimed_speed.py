@@ -7,7 +7,7 @@ of one sequence, with a column for each mode on each device, because the two mod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from evalsuite.report.choose import bears_witness, newest
+from evalsuite.report.choose import bears_witness, environment_of, newest
 from evalsuite.report.claim_evidence import is_of
 from evalsuite.report.claims import Claim, Claims
 from evalsuite.report.speed import decode_cell, runs_of
@@ -94,9 +94,10 @@ def _slots(size: int | str | None) -> int:
 
 
 def _plain(row: Row) -> bool:
-    """The kind of cell that a claim without conditions is held against: experts in memory, no skewed draw."""
+    """What a claim without conditions is held against: experts in memory, no skewed draw, no variables."""
     serving = row.spec.serving
-    return serving.moe_expert_store == "pinned" and serving.moe_routing in ("model", "uniform_random")
+    usual = serving.moe_expert_store == "pinned" and serving.moe_routing in ("model", "uniform_random")
+    return usual and not environment_of(row.record)
 
 
 def _decode(device: str, mode: str) -> Callable[[Arm], Cell | str]:

@@ -163,7 +163,11 @@ def mode_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
     def key(row: Row) -> str:
         serving = row.spec.serving.model_copy(update={"enforce_eager": False})
-        return row.device + row.spec.model_copy(update={"serving": serving}).model_dump_json()
+        return (
+            row.device
+            + environment_of(row.record)
+            + row.spec.model_copy(update={"serving": serving}).model_dump_json()
+        )
 
     graphs = {key(row): row for row in rows if not row.spec.serving.enforce_eager}
     return [(row, graphs[key(row)]) for row in rows if row.spec.serving.enforce_eager and key(row) in graphs]

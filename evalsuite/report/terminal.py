@@ -1,8 +1,8 @@
 """Tables on a terminal. No number is cut or broken: what does not fit beside it goes on below.
 
-A table of numbers that is too wide for its terminal comes in several, one under the other, each with the
-columns that say what a row is. Text is set in narrower columns instead. Where even that leaves too little,
-words are broken.
+A table that is too wide for its terminal comes in several, one under the other, each with the columns that
+say what a row is; or with the rows' numbers, where those columns are too wide themselves. Text is set in
+narrower columns first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class OnTerminal:
         if table.title:
             yield Text(table.title, style="italic")
         columns = _columns(table)
-        for group in _groups(columns, options.max_width):
+        for group in _groups(columns, len(table.rows), options.max_width):
             yield _rich(group, len(table.rows), options.max_width)
         if table.said:
             yield Text(table.said, style="dim italic")
@@ -83,21 +83,21 @@ def _longest(texts: Sequence[str]) -> int:
     return max(map(cell_len, texts), default=0)
 
 
-def _groups(columns: Sequence[_Shown], width: int) -> list[list[_Shown]]:
-    """Columns that stand side by side; those that are repeated come first where there are several groups."""
-    if _width(columns) <= width or any(column.prose for column in columns):
+def _groups(columns: Sequence[_Shown], rows: int, width: int) -> list[list[_Shown]]:
+    """Columns that stand side by side; what tells the rows comes first where there are several groups."""
+    if _width(columns) <= width:
         return [list(columns)]
     labels = [column for column in columns if column.repeated]
+    others = [column for column in columns if not column.repeated]
+    if any(column.prose for column in columns) or any(_width([*labels, one]) > width for one in others):
+        numbers = [str(row) for row in range(1, rows + 1)]
+        labels, others = [_Shown("row", numbers, False, True, 0, 3, 3)], list(columns)
     groups: list[list[_Shown]] = []
-    for column in columns:
-        if column.repeated:
-            continue
-        if _width([*labels, column]) > width:
-            return [list(columns)]  # no room for one value beside its labels
+    for column in others:
         if not groups or _width([*groups[-1], column]) > width:
             groups.append(list(labels))
         groups[-1].append(column)
-    return groups or [labels]
+    return groups
 
 
 def _width(columns: Sequence[_Shown]) -> int:

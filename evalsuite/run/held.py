@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evalsuite.core.errors import EngineDied, EvalError, OutOfMemory, StorageError, UsageError
+from evalsuite.core.errors import EngineDied, EvalError, StorageError, UsageError
 from evalsuite.core.spec import Serving, SpeedSpec
 from evalsuite.core.speed import LoadTimes
 from evalsuite.engines.process import ProcessGenerator
@@ -54,7 +54,7 @@ class HeldEngine:
             self._engine.deadline_s = time.monotonic() + cell.workload.timeout_s
             self._engine.resize_expert_cache(size)
             self._size = size
-        except (UsageError, OutOfMemory):  # loaded anew, there is less beside the slots
+        except UsageError:  # it cannot
             self.drop()
         except EvalError as error:
             self.drop()

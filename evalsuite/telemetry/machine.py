@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +18,13 @@ PACKAGES = (
     "numpy", "gguf", "vllm", "triton",
 )  # fmt: skip
 READ = ("VLLM_", "NCCL_", "CUBLAS", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH", "TRITON_")
-# which GPUs, where files are, how much is said, whom to talk to: recorded otherwise, of no effect, or private
-LEFT_OUT = re.compile(
-    r"VISIBLE|ORDER|DIR|PATH|ROOT|HOME|FILE|CACHE|LOG|DEBUG|TRACE|USAGE|HOST|PORT|URL|ADDR|KEY|TOKEN|SECRET|"
-    r"PASS|PLUGINS|VERSION|REQUIRE|CAPABILITIES"
-)
+# words of names that say which GPUs, where files are, what is said and to whom, and how something was built:
+# recorded otherwise, of no effect, or private
+LEFT_OUT = {
+    "VISIBLE", "DIR", "PATH", "ROOT", "HOME", "FILE", "FOLDER", "MANAGER", "LOG", "LOGGING", "DEBUG", "TRACE",
+    "USAGE", "HOST", "PORT", "URL", "ADDR", "IP", "IPS", "ID", "KEY", "SECRET", "PASSWORD", "INSTRUCTIONS",
+    "PLUGINS", "VERSION", "REQUIRE", "CAPABILITIES", "BUILD", "TAG", "COMMIT", "PRODUCT", "ARCH",
+}  # fmt: skip
 _AT_START = dict(os.environ)  # engines in this process set some of these later
 
 
@@ -32,7 +33,10 @@ def set_by_the_user(environment: Mapping[str, str] = _AT_START) -> dict[str, str
     return {
         name: value
         for name, value in sorted(environment.items())
-        if name.startswith(READ) and not LEFT_OUT.search(name) and "/" not in value
+        if name.startswith(READ)
+        and not LEFT_OUT & set(name.split("_"))
+        and not name.endswith(("_TOKEN", "_DEVICE_ORDER"))
+        and "/" not in value
     }
 
 

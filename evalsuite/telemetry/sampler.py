@@ -98,8 +98,8 @@ class Sampler:
         long = self.longest_gap_s > max(LONGEST_GAP_S, 3 * self._interval_s)
         if not long and self.missing <= MISSING_SHARE * planned:
             return None
-        missing = f"{self.missing:,} of {planned:,} samples are missing, and " if self.missing else ""
-        return f"{missing}for {self.longest_gap_s:.2f} s there is none, in which a peak can hide"
+        missing = f"{self.missing:,} of {planned:,} samples are missing, and " * bool(self.missing)
+        return f"{missing}no sample was taken for {self.longest_gap_s:.2f} s, in which a peak can hide"
 
     def close(self) -> None:
         for probe in self._probes:

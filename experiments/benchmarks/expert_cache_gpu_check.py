@@ -234,10 +234,11 @@ class Layers:
                     shares = [computed(weights * mask) for mask in torch.eye(TOP_K, device=x.device)]
                     bound = 3 * 2**-8 * torch.stack(shares).abs().sum(0)
                     self._expected[number, tokens] = whole, bound
-                    left_out = (shares[-1].abs() / bound).max(-1).values.min()
-                    self.wrong_expert_error = min(self.wrong_expert_error, float(left_out))
+                    left_out = [(share.abs() / bound).max(-1).values.min() for share in shares]
+                    self.wrong_expert_error = min(self.wrong_expert_error, float(min(left_out)))
                 expected, bound = self._expected[number, tokens]
-                worst = max(worst, float(((whole - expected).abs() / bound).max()))
+                error = float(((whole - expected).abs() / bound).max())
+                worst = max(worst, error if error == error else math.inf)  # a NaN is no number to compare
         return worst
 
 

@@ -13,7 +13,8 @@ without) and are sent the same prompts. A round is a prompt of each sequence; eq
     ratio = exp( mean over rounds of ln TPOT without / TPOT with ), with its 95 % t-interval; above 1 the
             variable makes decoding faster
 
-Which kernels ran is read from the engines and stands beside the times.
+With one start of each, what one start differs from another is not in the interval. Which kernels ran is read
+from the engines and stands beside the times.
 """
 
 import argparse

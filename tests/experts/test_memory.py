@@ -9,13 +9,15 @@ GIB = 1 << 30
 
 
 def group(folder, limit, used, droppable, version=2):
-    names = ("memory.max", "memory.current", "inactive_file")
+    names = ("memory.max", "memory.current")
     if version == 1:
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {droppable}\n")
+    total = "total_" if version == 1 else ""
+    half = droppable // 2
+    (folder / "memory.stat").write_text(f"anon 1\n{total}active_file {half}\n{total}inactive_file {half}\n")
 
 
 @pytest.fixture(autouse=True)

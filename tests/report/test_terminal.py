@@ -60,9 +60,28 @@ def test_text_is_set_narrower_and_its_table_stays_one():
     assert " ".join(row[2] for row in rows).split() == why.split()
 
 
+def test_labels_that_leave_no_room_give_way_to_row_numbers():
+    names = ["model", "mode", "store", "routing", "device", "concurrency", "decode", "bound"]
+    rows = [["qwen3.5-35b-a3b-int4", "graphs", "pinned", "uniform random", "NVIDIA H200", str(n), "97.498 ± 0.330", "1,646"]
+            for n in (1, 8)]  # fmt: skip
+    shown = lines(table(rows, names, labels=6), 60)
+    assert max(map(len, shown)) <= 60
+    cells = [cell for row in cells_of(shown) for cell in row]
+    assert cells.count("97.498 ± 0.330") == 2
+    assert cells.count("1,646") == 2
+    assert sum(line.startswith("┏") for line in shown) > 1
+
+
+def test_text_beside_many_columns_is_kept():
+    rows = [["a", *(f"{n}.5 ± 0.1" for n in range(8)), "why it is so"]]
+    shown = lines(table(rows, ["name", *(f"x{n}" for n in range(8)), "why"], prose=(9,)), 46)
+    cells = " ".join(cell for row in cells_of(shown) for cell in row)
+    assert all(f"{n}.5 ± 0.1" in cells for n in range(8))
+    assert "why it is so" in cells
+
+
 @pytest.mark.parametrize("width", [12, 20, 30])
 def test_nothing_is_lost_where_there_is_no_room(width):
     shown = lines(table([["a-long-name-of-a-model", "123456.789 ± 0.123"]], ["model", "perplexity"]), width)
-    rows = cells_of(shown)
-    assert "".join(row[0] for row in rows) == "a-long-name-of-a-model"
-    assert "".join("".join(row[1].split()) for row in rows) == "123456.789±0.123"
+    found = "".join("".join(row[-1].split()) for row in cells_of(shown))
+    assert found == "a-long-name-of-a-model123456.789±0.123"

@@ -137,7 +137,7 @@ def test_an_engine_that_cannot_resize_loads_once_a_size(bench):
     assert {f.record.engaged["loaded_with_cache_size"] for f in found} == {8, 16}
 
 
-@pytest.mark.parametrize("ends", ["crash", "hang"])
+@pytest.mark.parametrize("ends", ["crash", "die", "hang", "oom"])
 def test_an_engine_that_fails_while_it_resizes_is_loaded_anew(bench, ends):
     bench.workload = bench.workload.model_copy(update={"timeout_s": 3.0})
     bench.play(on={"resize_expert_cache": [ends]})

@@ -61,11 +61,17 @@ def test_versions_of_what_can_change_a_number(here: Machine):
 
 
 def test_variables_that_change_a_number_and_none_that_tells_of_the_user():
-    told = {"VLLM_DISABLED_KERNELS": "MacheteLinearKernel", "NCCL_P2P_DISABLE": "1"}
+    told = {
+        "VLLM_DISABLED_KERNELS": "MacheteLinearKernel", "NCCL_P2P_DISABLE": "1",
+        "NCCL_IB_PCI_RELAXED_ORDERING": "1", "VLLM_KV_CACHE_LAYOUT": "HND",
+        "VLLM_MULTI_STREAM_GEMM_TOKEN_THRESHOLD": "64", "VLLM_SPARSE_INDEXER_MAX_LOGITS_MB": "512",
+    }  # fmt: skip
     private = {
         "VLLM_API_KEY": "s3cret", "VLLM_CACHE_ROOT": "/home/me/c", "VLLM_HOST_IP": "10.0.0.1",
         "TRITON_CACHE_DIR": "/home/me/t", "CUDA_VISIBLE_DEVICES": "GPU-1", "HOME": "/home/me",
         "VLLM_TUNED_CONFIG_FOLDER": "/home/me/f", "VLLM_LOGGING_LEVEL": "DEBUG",
+        "VLLM_DP_MASTER_IP": "10.0.0.1", "NCCL_COMM_ID": "10.0.0.1:99", "TORCH_CUDA_ARCH_LIST": "9.0",
+        "VLLM_GPT_OSS_HARMONY_SYSTEM_INSTRUCTIONS": "be kind", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
     assert set_by_the_user(told | private) == told
 

@@ -78,7 +78,7 @@ class TestGrid:
         assert sampler.missing == 3
         assert (
             sampler.gaps()
-            == "3 of 7 samples are missing, and for 0.45 s there is none, in which a peak can hide"
+            == "3 of 7 samples are missing, and no sample was taken for 0.45 s, in which a peak can hide"
         )
 
     def test_one_long_gap_in_a_long_run_is_said(self):
@@ -86,7 +86,7 @@ class TestGrid:
         sampler, _ = script.sampler()
         sampler.run(script.wait)
         assert sampler.missing == 12
-        assert "for 1.35 s there is none" in (sampler.gaps() or "")
+        assert "no sample was taken for 1.35 s" in (sampler.gaps() or "")
 
     def test_a_short_gap_in_a_long_run_is_not(self):
         script = Script(1000, late={500: 0.35})

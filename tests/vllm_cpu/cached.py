@@ -17,7 +17,7 @@ from vllm import LLM, EngineArgs, SamplingParams
 from vllm_cpu.tiny_moe import write_tiny_moe
 
 from evalsuite.core.errors import EvalError
-from evalsuite.engines.vllm_plugin import cpu_int4, host_store, register, spill, versions
+from evalsuite.engines.vllm_plugin import cpu_int4, host_store, layers, register, spill, versions
 from evalsuite.engines.vllm_plugin.layers import CachedExperts
 
 EXPERTS, TOP_K = 16, 2
@@ -206,9 +206,13 @@ def refusals(folder: Path, dense: Path) -> dict[str, str]:
 def without_memory(folder: Path, experts: Path) -> dict[str, Any]:
     """With the experts in a file, and no memory to load them in; what is left of loading in the folder."""
     none_left = patch.object(host_store, "free_ram_bytes", lambda: host_store.SPARE_BYTES)
-    with none_left, patch.object(spill, "SMALLEST_BYTES", 1):
+    spilling = patch.object(layers, "spill", wraps=spill.spill)
+    with none_left, patch.object(spill, "SMALLEST_BYTES", 1), spilling as spied:
         found = on_disk(folder, experts)
-    return found | {"left": [path.name for path in experts.iterdir() if path.suffix != ".experts"]}
+    return found | {
+        "layers_spilled": spied.call_count,
+        "left": [path.name for path in experts.iterdir() if path.suffix != ".experts"],
+    }
 
 
 def dense_config(folder: Path) -> Path:

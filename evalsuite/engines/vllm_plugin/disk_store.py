@@ -77,7 +77,7 @@ class ExpertFile:
         self._asked.put(layer)
         given = self._given.get()
         if isinstance(given, BaseException):
-            raise given
+            raise RuntimeError("vLLM's loading failed before this layer came") from given
         return memory_of(given)
 
     def offer(self, layer: int, records: Callable[[], Tensor]) -> None:

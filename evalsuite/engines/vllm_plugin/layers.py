@@ -126,7 +126,7 @@ class CachedExperts:
         if self.cache_settings.moe_expert_store == "pinned":
             require_room(wanted, f"the experts of {layers} layers")
         elif not self._random and not has_room(wanted):
-            spill(parameters, cache_folder())
+            spill(parameters, cache_folder(), wanted)
 
     @property
     def _random(self) -> bool:

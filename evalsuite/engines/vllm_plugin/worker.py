@@ -46,7 +46,7 @@ class CacheReports:
             abandon_files(error)
             raise
         parallel = self.vllm_config.parallel_config
-        self._publisher = Publisher(parallel.rank // parallel.tensor_parallel_size)
+        self._publisher = Publisher(parallel.rank * parallel.pipeline_parallel_size // parallel.world_size)
         return loaded
 
     def execute_model(self, scheduler_output: Any) -> Any:

@@ -119,6 +119,7 @@ def test_a_file_takes_what_memory_has_no_room_for(found):
     """While the model is loaded, too: its layers are then in files of their own, which are gone after it."""
     in_memory, result = found["int4"]["disk"][0], found["without_memory"]
     assert result["written"]
+    assert result["layers_spilled"] == 2
     assert result["answers"] == in_memory["answers"]
     assert result["left"] == []
 

@@ -66,7 +66,7 @@ def test_parameters_in_files_hold_what_is_written_to_them(tmp_path, monkeypatch)
     large, small = Parameter(torch.zeros(8, 16)), Parameter(torch.zeros(2))
     large.weight_loader = "kept"
     before = small.data_ptr()
-    spill.spill([large, small], tmp_path / "new")
+    spill.spill([large, small], tmp_path / "new", 512)
     assert list((tmp_path / "new").iterdir()) == []
     large.data[3].copy_(torch.arange(16.0))
     assert large.data.sum() == 120
@@ -80,6 +80,6 @@ def test_a_disk_without_room_is_told_before_anything_is_loaded(tmp_path, monkeyp
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(StorageError, match="no room for them"):
-        spill.spill([Parameter(torch.zeros(8, 16))], tmp_path)
+    with pytest.raises(StorageError, match="5 GB, beside as much for their file"):
+        spill.spill([Parameter(torch.zeros(8, 16))], tmp_path, 5 * 10**9)
     assert list(tmp_path.iterdir()) == []
