@@ -87,7 +87,7 @@ def make_report(
     out: Path | None = None,
     claims: Path | None = None,
 ) -> None:
-    """Write the report of these folders, and show its first tables.
+    """Write the report of these folders, and show its first tables; with claims, the first of those.
 
     Args:
         models: only runs of these; all where none is named.
@@ -109,9 +109,11 @@ def make_report(
 
 
 def _show(screen: Screen, made: "Report", place: Path, written: list[Path]) -> None:
-    for table in (made.section("headline") or made.sections[0]).tables:
+    claims = made.section("claims")
+    shown = claims.tables[:1] if claims else (made.section("headline") or made.sections[0]).tables
+    for table in shown:
         screen.table(table)
-    if claims := made.section("claims"):
+    if claims:
         screen.note(f"{claims.title}: {claims.note}")
     for warning in made.warnings:
         screen.warn(warning)

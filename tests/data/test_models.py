@@ -201,13 +201,22 @@ class TestGeometryAlone:
     ):
         asked: list[str] = []
 
-        def snapshot_download(model: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        def snapshot_download(
+            model: str,
+            revision: str | None,
+            cache_dir: str | None,
+            allow_patterns: list[str],
+            local_files_only: bool,
+        ) -> str:
             assert local_files_only is not download
+            assert (revision, cache_dir) == ("v2", "/somewhere")
             asked.extend(allow_patterns)
             return str(folder)
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        found = find_checkpoint("owner/name", weights=weights, download=download)
+        found = find_checkpoint(
+            "owner/name", weights=weights, download=download, revision="v2", cache="/somewhere"
+        )
         assert ("*.safetensors" in asked) is weights
         assert {"config.json", "*processor_config.json"} <= set(asked)
         assert (found.name, found.weights) == ("owner/name", weights)
