@@ -25,7 +25,7 @@ from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.speed import ENDINGS
 from evalsuite.report.speed_cell import routing_words
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
-from evalsuite.report.vram import device_peak, engine_numbers, serving_of
+from evalsuite.report.vram import device_peak, engine_numbers, serving_of, store_of
 
 CONTEXT = 4096
 SMALL_BYTES = RESERVE_BYTES  # a model below it runs on any GPU: no table says more
@@ -98,14 +98,13 @@ def requirements_table(name: str, geometry: Geometry, rows: Sequence[Need]) -> T
 def _told_apart(rows: Sequence[Need]) -> list[Column[Need]]:
     """Where the other experts are and who chooses them, where measured rows differ in it."""
 
-    def store(row: Need) -> str:
-        cached = row.run is not None and serving_of(row.run).moe_expert_cache_size is not None
-        return serving_of(row.run).moe_expert_store if cached and row.run else "—"
-
     def routing(row: Need) -> str:
         return routing_words(serving_of(row.run).moe_routing) if row.run else "—"
 
-    columns = (Column[Need]("store", store, label=True), Column[Need]("routing", routing, label=True))
+    columns = (
+        Column[Need]("store", lambda row: store_of(row.run) if row.run else "—", label=True),
+        Column[Need]("routing", routing, label=True),
+    )
     return [column for column in columns if len({column.get(row) for row in rows} - {"—"}) > 1]
 
 

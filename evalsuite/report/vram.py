@@ -41,7 +41,8 @@ def _slots(record: Record) -> str:
     return "all" if size is None else str(size)
 
 
-def _store(record: Record) -> str:
+def store_of(record: Record) -> str:
+    """Where the experts are that are not on the device; a dash where all are."""
     serving = serving_of(record)
     return "—" if serving.moe_expert_cache_size is None else serving.moe_expert_store
 
@@ -49,7 +50,7 @@ def _store(record: Record) -> str:
 LABELS = (
     Column[Record]("measured by", lambda r: r.kind, label=True),
     Column[Record]("cache", _slots, label=True),
-    Column[Record]("store", _store, label=True),
+    Column[Record]("store", store_of, label=True),
     Column[Record]("routing", lambda r: routing_words(serving_of(r).moe_routing), label=True),
     Column[Record]("mode", lambda r: str(r.engaged.get("mode", "")), label=True),
     Column[Record]("concurrency", lambda r: str(r.spec["workload"]["concurrency"]), label=True),
