@@ -12,7 +12,7 @@ class LayerCounters(Value):
 
     A step is one call of the layer's experts, whatever number of tokens it has. Every distinct expert of a
     step counts once, as a hit or as a miss; a step with more distinct experts than slots is also an overflow
-    step.
+    step. Bytes are those of all ranks of a tensor-parallel group together.
     """
 
     layer: int
@@ -25,7 +25,11 @@ class LayerCounters(Value):
 
 
 class CacheCounters(Value):
-    """An expert cache over a run: its settings, its sums, and the layers they come from."""
+    """An expert cache over a run: its settings, its sums, and the layers they come from.
+
+    Attributes:
+        expert_bytes: of a whole expert, whatever number of ranks share it.
+    """
 
     size: int
     experts: int
@@ -33,6 +37,13 @@ class CacheCounters(Value):
     store: str
     expert_bytes: int
     layers: tuple[LayerCounters, ...]
+
+    def of_group(self, ranks: int) -> "CacheCounters":
+        """Those of a tensor-parallel group, from one rank's: all move equal shares of the same experts."""
+        layers = tuple(
+            layer.model_copy(update={"bytes_moved": layer.bytes_moved * ranks}) for layer in self.layers
+        )
+        return self.model_copy(update={"expert_bytes": self.expert_bytes * ranks, "layers": layers})
 
     @property
     def hits(self) -> int:

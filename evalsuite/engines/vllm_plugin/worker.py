@@ -17,7 +17,7 @@ class CacheReports:
     _publisher: Publisher | None = None
 
     def expert_cache_counters(self) -> dict[str, Any]:
-        """`CacheCounters` of this worker's layers since the last reset, as JSON."""
+        """`CacheCounters` of this worker's layers since the last reset, of all its ranks, as JSON."""
         return self._counters().model_dump(mode="json")
 
     def reset_expert_cache_counters(self) -> None:
@@ -82,7 +82,7 @@ class CacheReports:
         assert settings is not None
         caches = list(self._caches())
         first = next(iter(caches), None)  # a stage of a pipeline may have none
-        return CacheCounters(
+        rank = CacheCounters(
             size=first.size if first else settings.moe_expert_cache_size,
             experts=first.experts if first else self.vllm_config.model_config.get_num_experts(),
             policy=settings.moe_expert_cache_policy,
@@ -90,3 +90,4 @@ class CacheReports:
             expert_bytes=first.store.expert_bytes if first else 0,
             layers=tuple(cache.counters() for cache in caches) if layers is None else layers,
         )
+        return rank.of_group(self.vllm_config.parallel_config.tensor_parallel_size)

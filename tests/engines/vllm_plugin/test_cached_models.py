@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from vllm_cpu.cached import AT_ONCE, EXPERTS, KINDS, ONE_AT_A_TIME, PROMPTS, TOP_K, geometry
 from vllm_cpu.install import obstacle
+from vllm_cpu.tiny_moe import write_tiny_moe
 
 from evalsuite.experts.policy import make_policy
 
@@ -164,3 +165,27 @@ def answers_of(row, concurrency):
 
 def logprobs(answers):
     return np.concatenate([answer["logprobs"] for answer in answers])
+
+
+def test_two_ranks_count_the_bytes_of_both(tmp_path):
+    """Tensor parallelism over two CPU processes, in a process of its own, whose children import it again."""
+    folder = write_tiny_moe(tmp_path / "moe", int4=False, intermediate=128)
+    program, out = TESTS / "vllm_cpu" / "two_cached_ranks.py", tmp_path / "found.json"
+    done = subprocess.run(
+        [sys.executable, str(program), str(folder), str(out)],
+        env=os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "0|0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    many, few = json.loads(out.read_text())
+    assert few["tokens"] == many["tokens"]
+    for found, size in ((many, 8), (few, 2)):
+        counters = found["counters"]
+        assert counters["size"] == size
+        assert counters["expert_bytes"] == 3 * 64 * 128 * 2
+        for layer in counters["layers"]:
+            assert layer["hits"] + layer["misses"] == layer["steps"] * TOP_K
+            assert layer["bytes_moved"] == layer["misses"] * counters["expert_bytes"] > 0
