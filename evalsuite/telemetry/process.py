@@ -9,8 +9,9 @@ Quantities, each summed over the tree:
   devices, through system calls or mapped memory. A file system without a block device counts nothing here.
 - ``major_faults``: page faults that waited for a disk.
 
-The last three count from the birth of each process. What a process did between the last reading and its end
-is not seen.
+The last three count from the birth of each process. The kernel adds the traffic of a process that has ended
+to that of the parent that waited for it (``/proc/PID/io`` in proc(5)), and it is counted there from then on;
+of an orphan, and of faults, what came between the last reading and its end is not seen.
 """
 
 import sys
@@ -23,7 +24,8 @@ from pathlib import Path
 import psutil
 
 REFRESH_S = 1.0  # children are searched among all processes of the machine, which takes milliseconds
-COUNTERS = ("disk_read_bytes", "disk_written_bytes", "major_faults")
+TRAFFIC = ("disk_read_bytes", "disk_written_bytes")
+COUNTERS = (*TRAFFIC, "major_faults")
 ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 NO_PROC = "only Linux tells it"
 
@@ -99,7 +101,10 @@ class ProcessProbe:
 
     def __init__(self, tree: ProcessTree) -> None:
         self._tree = tree
-        self._counted: dict[psutil.Process, dict[str, int]] = {}
+        self._counted: dict[psutil.Process, dict[str, int]] = {}  # that run, and zombies
+        self._parent: dict[int, int] = {}
+        self._ended = dict.fromkeys(COUNTERS, 0)  # of those that are counted in no other
+        self._most = dict.fromkeys(COUNTERS, 0)
         self.reasons: dict[str, str] = {}
         if sys.platform != "linux":
             self.reasons = dict.fromkeys(COUNTERS, NO_PROC)
@@ -122,25 +127,49 @@ class ProcessProbe:
         if not running:
             return {}
         values: dict[str, float] = {"rss_bytes": rss, "processes": running}
+        self._settle()
         for name in COUNTERS:
             if name not in self.reasons:
-                values[name] = sum(counts[name] for counts in self._counted.values())
+                found = self._ended[name] + sum(counts[name] for counts in self._counted.values())
+                values[name] = self._most[name] = max(self._most[name], found)
         return values
 
     def _count(self, process: psutil.Process) -> None:
         try:
             traffic = process.io_counters()
             faults = _major_faults(process.pid)
+            parent = process.ppid()
         except (psutil.AccessDenied, PermissionError):
             if not runs(process):
                 return  # it ended between two lines
             self.reasons |= dict.fromkeys(COUNTERS, f"process {process.pid} may not be read")
             return
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
             return
         self._counted[process] = dict(
             zip(COUNTERS, (traffic.read_bytes, traffic.write_bytes, faults), strict=True)
         )
+        self._parent[process.pid] = parent
+
+    def _settle(self) -> None:
+        """Take out those that are no more, and keep what is counted in none of those that are left."""
+        gone = [process for process in self._counted if not process.is_running()]  # zombies are
+        last = {process.pid: self._counted.pop(process) for process in gone}
+        left = {process.pid for process in self._counted}
+        for pid, counts in last.items():
+            elsewhere = TRAFFIC if self._descends(pid, left) else ()
+            for name in COUNTERS:
+                if name not in elsewhere:
+                    self._ended[name] += counts[name]
+
+    def _descends(self, pid: int, from_any: set[int]) -> bool:
+        for _ in self._parent:  # no more steps than that, should a number have come back
+            if (above := self._parent.get(pid)) is None:
+                return False
+            if above in from_any:
+                return True
+            pid = above
+        return False
 
     def close(self) -> None:
         pass

@@ -153,7 +153,7 @@ print("gone", flush=True)
 """
 
 
-def test_counters_of_a_child_that_ended_are_kept(start: Start, tmp_path: Path):
+def test_counters_of_a_child_that_ended_are_kept_and_counted_once(start: Start, tmp_path: Path):
     child = start(TAKES_A_CHILD.format(path=str(tmp_path / "file"), size=4 * MIB))
     probe = ProcessProbe(ProcessTree(child.pid))
     before = probe.read()
@@ -165,6 +165,58 @@ def test_counters_of_a_child_that_ended_are_kept(start: Start, tmp_path: Path):
     child.stdin.write("\n")
     child.stdin.flush()
     assert child.stdout.readline() == "gone\n"
+    after = probe.read()
+    assert after["processes"] == 1
+    assert 4 * MIB <= before["disk_written_bytes"] <= after["disk_written_bytes"] < 5 * MIB
+    assert probe.read()["disk_written_bytes"] == after["disk_written_bytes"]
+
+
+LEAVES_AN_ORPHAN = """
+come, go = os.pipe(), os.pipe()
+middle = os.fork()
+if middle == 0:
+    if os.fork() == 0:
+        open({path!r}, "wb").write(bytes({size}))
+        os.write(come[1], str(os.getpid()).encode())
+        os.read(go[0], 1)
+        os._exit(0)
+    os._exit(0)
+os.waitpid(middle, 0)
+orphan = int(os.read(come[0], 20))
+print("ready", flush=True)
+sys.stdin.readline()
+print(orphan, flush=True)
+sys.stdin.readline()
+os.write(go[1], b"1")
+while os.path.exists(f"/proc/{{orphan}}") and "Z" not in open(f"/proc/{{orphan}}/stat").read().split(")")[1][:3]:
+    pass
+print("gone", flush=True)
+"""
+
+
+def test_counters_of_an_orphan_are_kept_where_nobody_counts_them(start: Start, tmp_path: Path):
+    root = start(LEAVES_AN_ORPHAN.format(path=str(tmp_path / "file"), size=4 * MIB))
+    assert root.stdin is not None
+    assert root.stdout is not None
+
+    def told(line: str) -> str:
+        assert root.stdin is not None
+        assert root.stdout is not None
+        root.stdin.write(f"{line}\n")
+        root.stdin.flush()
+        return root.stdout.readline().strip()
+
+    orphan = int(told("who"))
+    both = iter([root.pid, orphan])
+    tree = ProcessTree(lambda: next(both, orphan))
+    tree.alive()
+    probe = ProcessProbe(tree)
+    tree.alive(refresh=True)
+    before = probe.read()
+    assert before["processes"] == 2
+    if before["disk_written_bytes"] == 0:
+        pytest.skip("no block device counts what is written here")
+    assert told("end") == "gone"
     after = probe.read()
     assert after["processes"] == 1
     assert after["disk_written_bytes"] >= before["disk_written_bytes"] >= 4 * MIB
