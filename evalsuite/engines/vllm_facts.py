@@ -13,6 +13,7 @@ from evalsuite.core.errors import ModelError, UsageError, first_line
 from evalsuite.core.record import ModelFacts
 from evalsuite.core.spec import Serving
 from evalsuite.data.models import Checkpoint
+from evalsuite.engines.dequantize import quantization_of
 from evalsuite.engines.vllm_arguments import all_resident, cache_warnings, text_config
 
 CAUSAL_MODELS: Any = AutoModelForCausalLM  # its own types are not usable
@@ -40,6 +41,7 @@ def served_facts(
     config = checkpoint.config()
     text = text_config(config)
     dummy = serving.load_format == "dummy"
+    stored = quantization_of(config).get("quant_method") or geometry(config)
     architectures = config.get("architectures") or text.get("architectures") or [config.get("model_type", "")]
     return ModelFacts(
         name=checkpoint.name,
@@ -48,7 +50,7 @@ def served_facts(
         vocabulary=int(text["vocab_size"]),
         max_context=text.get("max_position_embeddings"),
         fingerprint=checkpoint.fingerprint(),
-        stored=f"dummy weights ({geometry(config)} geometry)" if dummy else f"{geometry(config)} safetensors",
+        stored=f"dummy weights ({geometry(config)} geometry)" if dummy else f"{stored} safetensors",
         stored_bytes=sum(path.stat().st_size for path in checkpoint.weight_files()),
         computed=f"{dtype} on {device.partition(':')[0]}",
         dtype=dtype,

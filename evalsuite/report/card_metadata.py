@@ -34,7 +34,8 @@ def card_data(
         licence: as the hub spells it; None leaves it out.
         base_model: a hub id; None leaves it out.
     """
-    stored = next((record.model.stored for record in records if record.model), "")
+    models = [record.model for record in records if record.model]
+    packed = any("compressed-tensors" in f"{m.stored} {m.engaged.get('quantization')}" for m in models)
     in_order = sorted(records, key=lambda record: KINDS.index(record.kind))
     results = list(eval_results(in_order))
     return ModelCardData(
@@ -42,7 +43,7 @@ def card_data(
         license=licence,
         base_model=base_model,
         pipeline_tag=TASK,
-        tags=["hlwq-eval", *(["compressed-tensors"] if "compressed-tensors" in stored else [])],
+        tags=["hlwq-eval", *["compressed-tensors"] * packed],
         eval_results=results or None,
     )
 
