@@ -6,6 +6,7 @@ from evalsuite.core.record import Record
 from evalsuite.core.speed import FootprintResult
 from evalsuite.core.telemetry import Telemetry
 from evalsuite.core.units import duration
+from evalsuite.report.choose import devices_of
 from evalsuite.report.tables import NOT_MEASURED, Cell, Column, Table
 from evalsuite.telemetry.phases import PhaseFootprint
 
@@ -69,6 +70,11 @@ def _name(record: Record) -> str:
     return record.model.name if record.model else str(record.spec["model"])
 
 
+def _devices(record: Record) -> str:
+    count = devices_of(record)
+    return "the whole device" if count == 1 else f"{count} whole devices together"
+
+
 def _caption(record: Record, phases: Sequence[PhaseFootprint]) -> list[str]:
     telemetry, result = record.telemetry, record.results
     assert telemetry is not None
@@ -78,8 +84,8 @@ def _caption(record: Record, phases: Sequence[PhaseFootprint]) -> list[str]:
     if isinstance(result, FootprintResult):
         lines.append(f"One prompt round of {result.input_len} tokens in, {result.output_len} out.")
     lines.append(
-        "GB = 10⁹ bytes. VRAM: the phase's peak, of the whole device and of the engine's process tree. RSS "
-        "and PSS: the tree's peak; RSS counts shared pages once for each process, PSS once. Page cache: what "
+        f"GB = 10⁹ bytes. VRAM: the phase's peak, of {_devices(record)} and of the engine's process tree. "
+        "RSS and PSS: the tree's peak; RSS counts shared pages once for each process, PSS once. Page cache: what "
         "of the weight files and expert files is resident at the end of the phase. Load begins with the "
         "start of the engine's process."
     )
@@ -154,6 +160,7 @@ def memory_table(record: Record) -> Table[Quantity]:
                 )
             )
     device = record.model.device if record.model else "unknown"
+    device += f" and {devices_of(record) - 1} more" * (devices_of(record) > 1)
     return Table(
         f"Memory of {_name(record)} by who counts it",
         (

@@ -77,11 +77,12 @@ def _panels(samples: pd.DataFrame, telemetry: Telemetry) -> list[tuple[str, list
 
     cached = [c for c in samples.columns if c.startswith("page_cache_")]
     disk = [c for c in samples.columns if c.startswith("disk_expert")]
+    gpus = sum(c.startswith("gpu") and c.endswith("_used_bytes") for c in samples.columns)
     return [
         (
             "VRAM",
             [
-                Line("device", over_gpus(samples, "used_bytes")),
+                Line("device" if gpus < 2 else f"{gpus} devices", over_gpus(samples, "used_bytes")),
                 line("process tree", "gpu_process_bytes"),
             ],
             gpu_absent(telemetry),

@@ -8,7 +8,7 @@ from evalsuite.core.spans import running_perplexity
 from evalsuite.core.speed import FootprintResult
 from evalsuite.report.apart import names_apart
 from evalsuite.report.cache_plots import hit_rates
-from evalsuite.report.choose import Lineage, device_of, grouped, model_of
+from evalsuite.report.choose import Lineage, grouped, model_of
 from evalsuite.report.footprint import absences, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.report.gallery import Gallery, Picture
@@ -232,14 +232,14 @@ def memory_pictures(gallery: Gallery, run: StoredRun) -> Pictures:
         return over_time(load_samples(run.path), telemetry, title, caption, out)
 
     found = gallery.draw(
-        f"over time {name} {device_of(record)}", f"Memory and disk over time with phases, {name}",
+        f"over time {name} {what(record)}", f"Memory and disk over time with phases, {name}, {what(record)}",
         " ".join((f"{where}. One run. GB = 10⁹ bytes.", *absences(telemetry))), draw,
     )  # fmt: skip
     result = record.results
     stored = result.checkpoint_bytes if isinstance(result, FootprintResult) else 0
     stored = stored or (record.model.stored_bytes if record.model else 0)
     return found + gallery.draw(
-        f"vram {name} {device_of(record)}", f"Four numbers that are called VRAM, {name}",
+        f"vram {name} {what(record)}", f"Four numbers that are called VRAM, {name}, {what(record)}",
         f"{where}. One run: each number by who counts it. Only the weights are the model's own need; the KV "
         "budget is what the engine chose to reserve.",
         lambda caption, out: vram_bars(
