@@ -196,7 +196,7 @@ class _Sweep:
             case Said(text):
                 self._plan.progress.phase(f"node {running.place.bench.node.number}: {text}")
             case CellFiles(files):
-                found = _keep(self._plan.store, files, _side_by_side(running.beside))
+                found = _keep(self._plan.store, files, running.beside)
                 running.beside = self._gpus_beside(running)
                 cell = SpeedSpec.model_validate(found.record.spec)
                 self._finished[running.errand.kind, spec_hash(cell)] = found
@@ -257,7 +257,7 @@ def _side_by_side(gpus: int) -> tuple[str, ...]:
     return (f"{which} measured at the same time",)
 
 
-def _keep(store: RunStore, files: dict[str, bytes], notes: tuple[str, ...]) -> Finished:
+def _keep(store: RunStore, files: dict[str, bytes], beside: int) -> Finished:
     """A node's record and files, in the driver's results folder under an id of its own."""
     record = Record.model_validate_json(files["run.json"])
     slug = record.run_id.partition("/")[0]
@@ -266,6 +266,11 @@ def _keep(store: RunStore, files: dict[str, bytes], notes: tuple[str, ...]) -> F
         for name, content in files.items():
             if name != "run.json":
                 (folder.path / name).write_bytes(content)
-    changes = {"run_id": folder.run_id, "warnings": (*record.warnings, *notes)}
-    record = record.model_copy(update=changes)
+    record = record.model_copy(
+        update={
+            "run_id": folder.run_id,
+            "warnings": (*record.warnings, *_side_by_side(beside)),
+            "beside": beside,
+        }
+    )
     return Finished(folder.finish(record), record)

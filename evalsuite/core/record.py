@@ -34,6 +34,9 @@ def status_of(error: BaseException) -> Status:
     return "oom" if isinstance(error, OutOfMemory) else "failed"
 
 
+BETWEEN_GPUS = ("NCCL_", "TORCH_NCCL_", "TORCH_SYMM_MEM_", "VLLM_ALLREDUCE_", "VLLM_NCCL_")
+
+
 class Gpu(Value):
     """A device as its driver names it."""
 
@@ -61,6 +64,14 @@ class Machine(Value):
     environment: dict[str, str] = Field(default={})
     git_commit: str | None = None
     git_dirty: bool | None = None
+
+    def variables(self, devices: int) -> dict[str, str]:
+        """Those of `environment` that a run on so many devices can feel; one sends nothing to another."""
+        return {
+            name: value
+            for name, value in self.environment.items()
+            if devices > 1 or not name.startswith(BETWEEN_GPUS)
+        }
 
 
 class Worker(Value):
@@ -294,6 +305,7 @@ class Record(Value):
 
     Attributes:
         workers: of a run on a cluster, whose `machine` is that of the first one; else empty.
+        beside: how many other GPUs of its machine the same sweep measured meanwhile.
     """
 
     schema_version: Literal[1, 2] = SCHEMA_VERSION
@@ -307,6 +319,7 @@ class Record(Value):
     protocol: WindowProtocol | None = None
     machine: Machine
     workers: tuple[Worker, ...] = ()
+    beside: int = 0
     model: ModelFacts | None = None
     text: TextFacts | None = None
     results: (

@@ -89,15 +89,22 @@ def engine_of(record: Record) -> str:
 
 
 def environment_of(record: Record) -> str:
-    """What the user told libraries through variables, ``NAME=value`` each."""
-    return " ".join(f"{name}={value}" for name, value in sorted(record.machine.environment.items()))
+    """What the user told libraries through variables that this run can feel, ``NAME=value`` each."""
+    variables = record.machine.variables(devices_of(record))
+    return " ".join(f"{name}={value}" for name, value in sorted(variables.items()))
+
+
+def devices_of(record: Record) -> int:
+    """How many devices computed together."""
+    spec = cast("dict[str, Any]", record.spec.get("serving", record.spec))
+    return int(spec.get("tensor_parallel_size", 1))
 
 
 def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
 
-    One that shared its GPU stands between them. Of perplexities that were scored alike, the newest too,
-    though their specs say it in other words.
+    One that shared its GPU stands between them, and one beside other GPUs at work stands for itself. Of
+    perplexities that were scored alike, the newest too, though their specs say it in other words.
 
     Args:
         runs: newest first.
@@ -106,7 +113,8 @@ def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     found: dict[Hashable, StoredRun] = {}
     for run in runs:
         record = run.record
-        key = (record.kind, record.spec_hash, device_of(record), environment_of(record))
+        apart = device_of(record), environment_of(record), record.beside > 0
+        key = (record.kind, record.spec_hash, *apart)
         if key not in found or _rank(record) > _rank(found[key].record):
             found[key] = run
     best = {run.record.run_id for run in found.values()}

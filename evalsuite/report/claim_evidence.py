@@ -13,7 +13,7 @@ from typing import Any
 from evalsuite.core.record import PerplexityResult, Record
 from evalsuite.core.speed import FootprintResult, SpeedResult
 from evalsuite.data.models import slug
-from evalsuite.report.choose import environment_of
+from evalsuite.report.choose import devices_of, environment_of
 from evalsuite.report.claims import Claim, Subject
 
 # what random weights of the same geometry can answer for; not the speed of an expert cache, whose hits are
@@ -79,6 +79,8 @@ def differs(claim: Claim, record: Record) -> str | None:
         named = key == "gpu" and found is not None and _words(stated) <= _words(found)
         if found != stated and not named:
             return f"{key} {'unknown' if found is None else found}, not {stated}"
+    if (devices := devices_of(record)) > 1:
+        return f"over {devices} GPUs"
     variables = environment_of(record)
     return f"with {variables}" if variables else None
 

@@ -94,15 +94,18 @@ def _slots(size: int | str | None) -> int:
 
 
 def _plain(row: Row) -> bool:
-    """What a claim without conditions is held against: experts in memory, no skewed draw, no variables."""
+    """What a claim without conditions is held against: one GPU, experts in memory, no skew, no variables."""
     serving = row.spec.serving
     usual = serving.moe_expert_store == "pinned" and serving.moe_routing in ("model", "uniform_random")
-    return usual and not environment_of(row.record)
+    return usual and serving.tensor_parallel_size == 1 and not environment_of(row.record)
 
 
 def _decode(device: str, mode: str) -> Callable[[Arm], Cell | str]:
     def get(arm: Arm) -> Cell | str:
         found = [row for row in arm.rows if (row.device, row.mode) == (device, mode)]
-        return replace(decode_cell(found[0]), runs=runs_of(found[0])) if found else NOT_MEASURED
+        if not found:
+            return NOT_MEASURED
+        quiet = min(found, key=lambda row: row.record.beside)
+        return replace(decode_cell(quiet), runs=runs_of(quiet))
 
     return get

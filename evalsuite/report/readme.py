@@ -18,7 +18,7 @@ from evalsuite.report.speed import speed_table
 from evalsuite.report.speed_cell import Row, speed_order
 from evalsuite.store.runs import StoredRun, load_runs
 
-MARKED = re.compile(r"(<!-- table: (perplexity|speed|claims) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- table: (perplexity|speed|gpus|claims) of ([^>]+?) -->\n).*?(<!-- end -->)", re.S)
 CARD_WINDOWS = 1155
 
 
@@ -61,7 +61,8 @@ def render(text: str, results: Path, project: Path) -> str:
         elif mark[2] == "perplexity":
             table = runs_table(whole_runs(runs, models)).to_markdown()
         else:
-            table = speed_table(speed_cells(runs, models)).to_markdown()
+            rows = [row for row in speed_cells(runs, models) if row.several_gpus == (mark[2] == "gpus")]
+            table = speed_table(rows).to_markdown()
         return f"{mark[1]}{table}\n{mark[4]}"
 
     return MARKED.sub(renewed, text)

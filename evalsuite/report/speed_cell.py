@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from evalsuite.core.record import Record
@@ -63,6 +64,11 @@ class Row:
     def device(self) -> str:
         return device_of(self.record)
 
+    @property
+    def several_gpus(self) -> bool:
+        """Whether more than one GPU of the machine was at work, on this cell or on others beside it."""
+        return self.spec.serving.tensor_parallel_size > 1 or self.record.beside > 0
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -91,6 +97,12 @@ def _routing_sentence(routing: str) -> str:
     return f"experts drawn {law}"
 
 
+NONE = "none"
+ENVIRONMENT = Setting(
+    "environment",
+    lambda r: environment_of(r.record) or NONE,
+    lambda told: "" if told == NONE else f"with {told}",
+)
 SETTINGS = (
     Setting("cache", lambda r: slots(r.spec), _cache_sentence),
     Setting("mode", lambda r: r.mode, lambda mode: "mode unknown" if mode == "unknown" else mode),
@@ -109,10 +121,15 @@ SETTINGS = (
     Setting("dtype", lambda r: r.record.model.dtype if r.record.model else UNKNOWN, "{}".format),
     Setting("prompt", lambda r: f"{r.spec.workload.input_len:,}", "{} prompt tokens".format),
     Setting("output", lambda r: f"{r.spec.workload.output_len:,}", "{} output tokens".format),
-    Setting("environment", lambda r: environment_of(r.record) or UNKNOWN, "with {}".format),
+    ENVIRONMENT,
+    Setting(
+        "GPUs beside",
+        lambda r: str(r.record.beside or NONE),
+        lambda count: "" if count == NONE else f"other GPUs measured at the same time: {count}",
+    ),
     Setting("repeats", lambda r: str(r.spec.workload.repeats), "{} repeats".format),
 )
-ONLY_TO_TELL_APART = ("GPU", "repeats")  # columns where rows would otherwise read the same
+ONLY_TO_TELL_APART = ("GPUs beside", "GPU", "repeats")  # columns where rows would otherwise read the same
 
 
 def speed_order(row: Row) -> tuple[Any, ...]:
@@ -121,7 +138,7 @@ def speed_order(row: Row) -> tuple[Any, ...]:
     size, how = serving.moe_expert_cache_size, (serving.moe_expert_store, serving.moe_expert_cache_policy)
     return (
         row.model, row.device, serving.tensor_parallel_size, row.mode, serving.moe_routing, concurrency,
-        size is None, how, size or 0, serving.gpus,
+        size is None, how, size or 0, row.record.beside, serving.gpus,
     )  # fmt: skip
 
 
@@ -145,7 +162,12 @@ def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
         others = [s for s in varying if s.title != title]
         if len({tuple(s.get(row) for s in others) for row in rows}) == len(rows):
             varying = others
-    columns = [Column[Row](s.title, s.get, label=True) for s in varying]
+    columns = [Column[Row](s.title, s.get, label=True) for s in varying if s != ENVIRONMENT]
+    legend = ""
+    if ENVIRONMENT in varying:  # too long for a column
+        letters = dict(zip(sorted(values[ENVIRONMENT.title] - {NONE}), ascii_uppercase, strict=False))
+        columns.append(Column("environment", lambda r: letters.get(ENVIRONMENT.get(r), NONE), label=True))
+        legend = "".join(f" Environment {letter}: {told}." for told, letter in letters.items())
     columns = columns or [Column[Row]("model", lambda r: r.model, label=True)]
     shared = [
         s.sentence(" or ".join(sorted(values[s.title])))
@@ -155,7 +177,7 @@ def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     said = ", ".join(sentence for sentence in shared if sentence)
     if "model" in {s.title for s in varying}:  # else it comes first, and keeps its name
         said = said[:1].upper() + said[1:]
-    return columns, f"{said}." if said else ""
+    return columns, (f"{said}." if said else "") + legend
 
 
 def mode_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -169,5 +191,6 @@ def mode_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
             + row.spec.model_copy(update={"serving": serving}).model_dump_json()
         )
 
-    graphs = {key(row): row for row in rows if not row.spec.serving.enforce_eager}
+    quiet_last = sorted(rows, key=lambda row: -row.record.beside)
+    graphs = {key(row): row for row in quiet_last if not row.spec.serving.enforce_eager}
     return [(row, graphs[key(row)]) for row in rows if row.spec.serving.enforce_eager and key(row) in graphs]

@@ -158,6 +158,7 @@ class Book:
         for rows in grouped(self._rows, _platform):
             workload = rows[0].spec.workload
             where = f"{rows[0].device}, {workload.input_len:,} in, {workload.output_len:,} out"
+            where += ", several GPUs at work" * rows[0].several_gpus
             finished = [row for row in rows if not row.failed]
             tables.append(_titled(generation_table(rows), where))
             if finished:
@@ -192,10 +193,10 @@ class Book:
         ]
         pictures: list[Picture] = []
         drawn: set[tuple[str, str]] = set()
-        # footprints first: where a model has none, the cell that saw the longest load stands in
-        for run in sorted(runs, key=lambda run: (run.record.kind != "footprint", -_load_s(run))):
+        # where a model has no footprint, the cell that saw the longest load stands in
+        for run in [*self._footprints, *sorted(cells, key=lambda cell: -_load_s(cell))]:
             key = (model_of(run.record), device_of(run.record))
-            if key not in drawn and run.record.telemetry is not None:
+            if run.record.telemetry and (run.record.kind == "footprint" or key not in drawn):
                 drawn.add(key)
                 pictures += memory_pictures(self._gallery, run)
         for run in self._footprints:
@@ -290,9 +291,12 @@ def _load_s(run: StoredRun) -> float:
 
 
 def _platform(row: Row) -> Hashable:
-    """Equal for cells of one table: device, engine and lengths; what else differs is a column."""
+    """Equal for cells of one table: device, how many, and lengths; what else differs is a column."""
     workload = row.spec.workload
-    return row.device, row.record.machine.gpu_driver, workload.corpus, workload.input_len, workload.output_len
+    return (
+        row.device, row.record.machine.gpu_driver, row.several_gpus,
+        workload.corpus, workload.input_len, workload.output_len,
+    )  # fmt: skip
 
 
 def _titled(table: AnyTable, where: str) -> AnyTable:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 Job = TypeVar("Job")
@@ -21,25 +22,34 @@ class Claim(Generic[Job]):
         return not self.gpus or not other.gpus or bool(set(self.gpus) & set(other.gpus))
 
 
+@dataclass
+class _Running(Generic[Job]):
+    """A job under way, and the GPUs that others have had since it was last asked for them."""
+
+    claim: Claim[Job]
+    beside: set[int]
+
+
 class Lanes(Generic[Job]):
     """Runs jobs in threads, one for each GPU.
 
     Args:
-        work: carries out a job; is told which other jobs' GPUs were busy when it began.
+        work: carries out a job; can ask which GPUs other jobs have had since it last asked, at first since
+            it began.
         stop: set when no further job may begin, because of Ctrl-C or an error.
         abort: ends what runs at once; called in the main thread after `stop` is set.
     """
 
     def __init__(
         self,
-        work: Callable[[Job, tuple[int, ...]], None],
+        work: Callable[[Job, Callable[[], tuple[int, ...]]], None],
         stop: threading.Event,
         abort: Callable[[], None],
     ) -> None:
         self._work, self._stop, self._abort = work, stop, abort
         self._change = threading.Condition()
         self._pending: list[Claim[Job]] = []
-        self._running: list[Claim[Job]] = []
+        self._running: list[_Running[Job]] = []
 
     def run(self, claims: Sequence[Claim[Job]]) -> None:
         """Carry out all jobs.
@@ -70,25 +80,35 @@ class Lanes(Generic[Job]):
                 return
 
     def _lane(self) -> None:
-        while (claim := self._next()) is not None:
+        while (running := self._next()) is not None:
             try:
-                self._work(claim.job, self._others(claim))
+                self._work(running.claim.job, partial(self._beside, running))
             finally:
                 with self._change:
-                    self._running.remove(claim)
+                    self._running = [other for other in self._running if other is not running]
                     self._change.notify_all()
 
-    def _next(self) -> Claim[Job] | None:
+    def _next(self) -> _Running[Job] | None:
         with self._change:
             while self._pending and not self._stop.is_set():
                 for claim in self._pending:
-                    if not any(claim.conflicts(other) for other in self._running):
+                    if not any(claim.conflicts(other.claim) for other in self._running):
                         self._pending.remove(claim)
-                        self._running.append(claim)
-                        return claim
+                        return self._begin(claim)
                 self._change.wait()
             return None
 
-    def _others(self, claim: Claim[Job]) -> tuple[int, ...]:
+    def _begin(self, claim: Claim[Job]) -> _Running[Job]:
+        for other in self._running:
+            other.beside.update(claim.gpus)
+        running = _Running(claim, {gpu for other in self._running for gpu in other.claim.gpus})
+        self._running.append(running)
+        return running
+
+    def _beside(self, running: _Running[Job]) -> tuple[int, ...]:
         with self._change:
-            return tuple(sorted(gpu for other in self._running if other is not claim for gpu in other.gpus))
+            found = tuple(sorted(running.beside))
+            running.beside = {
+                gpu for other in self._running if other is not running for gpu in other.claim.gpus
+            }
+            return found

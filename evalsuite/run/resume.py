@@ -27,9 +27,10 @@ def finished_cell(
     Another GPU model, driver, version of what computes, or variable that it reads makes another measurement,
     which stands beside the old one.
     """
+    devices = cell.serving.tensor_parallel_size
     for path in store.finished(cell.kind, subject.checkpoint.slug, spec_hash(cell)):
         record = load_record(path)
-        if record.status == "ok" and _same_conditions(record, subject, machine):
+        if record.status == "ok" and _same_conditions(record, subject, machine, devices):
             return Finished(path, record)
     return None
 
@@ -79,15 +80,15 @@ def has_states(finished: Finished) -> bool:
     return all((finished.path / name).is_file() for name in HIDDEN_AND_HEAD)
 
 
-def _same_conditions(record: Record, subject: Subject, machine: Machine) -> bool:
+def _same_conditions(record: Record, subject: Subject, machine: Machine, devices: int) -> bool:
     return (
         record.model is not None
         and record.model.fingerprint == subject.fingerprint
         and record.text == subject.text
-        and _speed_of(record.machine) == _speed_of(machine)
+        and _speed_of(record.machine, devices) == _speed_of(machine, devices)
     )
 
 
-def _speed_of(machine: Machine) -> tuple[object, ...]:
+def _speed_of(machine: Machine, devices: int) -> tuple[object, ...]:
     packages = tuple(machine.packages.get(name) for name in DECIDES)
-    return machine.cpu, machine.gpus, machine.gpu_driver, machine.environment, packages
+    return machine.cpu, machine.gpus, machine.gpu_driver, machine.variables(devices), packages

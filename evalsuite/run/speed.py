@@ -113,12 +113,10 @@ class Sweep:
         Lanes(self._run_group, self._stop, self._kill).run(claims)
         return [self._finished[spec_hash(cell)] for cell in self._chosen]
 
-    def _run_group(self, group: list[SpeedSpec], others: tuple[int, ...]) -> None:
+    def _run_group(self, group: list[SpeedSpec], beside: Callable[[], tuple[int, ...]]) -> None:
         gpus = group[0].serving.gpus
         attached = group[0].serving.server_url is not None
         bandwidth = EvalError(DEVICE_UNKNOWN) if attached else self._bandwidth(gpus[0] if gpus else None)
-        busy = ", ".join(f"GPU {gpu}" for gpu in others)
-        notes = (f"{busy} was measured at the same time",) if busy else ()
         with TemporaryDirectory(prefix="hlwq-eval-") as scratch:
             held = HeldEngine(
                 self._open, Path(scratch) / LOG, lambda: self._idle.wait(_watched(group[0].serving))
@@ -127,12 +125,16 @@ class Sweep:
                 for cell in group:
                     if self._stop.is_set():
                         return
-                    self._run_cell(cell, held, bandwidth, notes)
+                    self._run_cell(cell, held, bandwidth, beside)
             finally:
                 held.drop()
 
     def _run_cell(
-        self, cell: SpeedSpec, held: HeldEngine, bandwidth: Bandwidth | EvalError, notes: tuple[str, ...]
+        self,
+        cell: SpeedSpec,
+        held: HeldEngine,
+        bandwidth: Bandwidth | EvalError,
+        beside: Callable[[], tuple[int, ...]],
     ) -> None:
         plan, subject = self._plan, self._plan.subjects[cell.model]
         plan.progress.phase(label(cell))
@@ -144,7 +146,7 @@ class Sweep:
             (folder.path / scrap).unlink(missing_ok=True)
         log_start = held.log.stat().st_size if held.log.exists() else 0
         measuring = Cell(cell, subject, folder.path)
-        record = self._blank(folder, cell, subject, notes)
+        record = self._blank(folder, cell, subject)
         try:
             held.adapt(cell)
             watch = Watch(
@@ -165,11 +167,16 @@ class Sweep:
                     raise KeyboardInterrupt from error
                 record = record.model_copy(update={"status": status_of(error), "error": str(error)})
             telemetry = watch.summary().model_copy(update={"engine": measuring.memory})
+            others = beside()
             record = record.model_copy(
                 update={
                     "finished": utc_now(),
-                    "warnings": (*record.warnings, *held.warnings, *telemetry.warnings()),
-                    "telemetry": telemetry, "files": self._keep_files(folder, held.log, log_start),
+                    "warnings": (
+                        *record.warnings, *_side_by_side(others), *held.warnings, *telemetry.warnings(),
+                    ),
+                    "beside": len(others),
+                    "telemetry": telemetry,
+                    "files": self._keep_files(folder, held.log, log_start),
                 }
             )  # fmt: skip
             finished = Finished(folder.finish(record), record)
@@ -212,13 +219,13 @@ class Sweep:
             }
         )
 
-    def _blank(self, folder: RunFolder, cell: SpeedSpec, subject: Subject, notes: tuple[str, ...]) -> Record:
+    def _blank(self, folder: RunFolder, cell: SpeedSpec, subject: Subject) -> Record:
         demo = (DEMO_WARNING,) if cell.model == "demo" else ()
         return new_record(folder, cell, "running", self._machine).model_copy(
             update={
                 "started": utc_now(),  # of this attempt: an earlier one may have broken off in this folder
                 "text": subject.text,
-                "warnings": (*demo, *subject.warnings, *notes),
+                "warnings": (*demo, *subject.warnings),
             }
         )
 
@@ -259,6 +266,14 @@ class Sweep:
 def _watched(serving: Serving) -> tuple[int, ...]:
     """The cell's GPUs as the driver counts them."""
     return visible_gpus(serving.gpus, 0)
+
+
+def _side_by_side(gpus: Sequence[int]) -> tuple[str, ...]:
+    """What a reader of a cell must know about the GPUs beside its own."""
+    if not gpus:
+        return ()
+    names, verb = ", ".join(f"GPU {gpu}" for gpu in gpus), "was" if len(gpus) == 1 else "were"
+    return (f"{names} {verb} measured at the same time",)
 
 
 def outcome(record: Record) -> str:

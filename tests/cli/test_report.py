@@ -13,7 +13,7 @@ FORMS = "md,csv,tex,json,png,svg"
 
 @pytest.fixture
 def results(tmp_path):
-    copy_runs(tmp_path / "results", "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*")
+    copy_runs(tmp_path / "results", "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*-20261123T*")
     return store(tmp_path / "results", speed_record())
 
 
@@ -148,7 +148,7 @@ class TestDifference:
         assert cli("report", "old", "new", "--diff").code == 0
 
     def test_of_one_model_its_comparisons_with_another_are_matched(self, cli, tmp_path):
-        runs = "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*"
+        runs = "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*-20261123T*"
         for results in (tmp_path / "old", tmp_path / "new"):
             copy_runs(results, *runs)
             (one,) = results.glob("*/compare-*")

@@ -273,6 +273,7 @@ def test_cells_timed_side_by_side_on_one_node_say_so(ray, tmp_path):
     found, _ = sweep(tmp_path, cells("m", "n"))
     note = "another GPU of its node was measured at the same time"
     assert all(one.record.warnings == ("its own", note) for one in found[0])
+    assert all(one.record.beside == 1 for one in found[0])
 
 
 def test_a_cell_that_began_after_its_neighbour_ended_says_nothing(ray, tmp_path):

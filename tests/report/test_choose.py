@@ -12,6 +12,7 @@ from evalsuite.report.choose import (
     compared_runs,
     device_of,
     engine_of,
+    environment_of,
     grouped,
     model_of,
     newest,
@@ -44,6 +45,22 @@ def test_a_run_that_succeeded_stands_before_a_newer_one_that_did_not():
     done = speed_record()
     assert [r.record.status for r in newest(runs(failed, done))] == ["ok"]
     assert [r.record.status for r in newest(runs(failed))] == ["oom"]
+
+
+def test_a_run_beside_other_gpus_at_work_takes_no_other_ones_place():
+    alone = speed_record()
+    beside = speed_record(stamp="20261102T000000Z", beside=1)
+    assert [r.record for r in newest(runs(beside, alone))] == [beside, alone]
+
+
+def test_what_is_said_to_several_gpus_is_no_condition_of_one():
+    told = machine().model_copy(update={"environment": {"NCCL_P2P_DISABLE": "1", "VLLM_X": "2"}})
+    one = speed_record(machine=told)
+    serving = one.spec["serving"] | {"tensor_parallel_size": 2}
+    two = one.model_copy(update={"spec": one.spec | {"serving": serving}})
+    assert environment_of(one) == "VLLM_X=2"
+    assert environment_of(two) == "NCCL_P2P_DISABLE=1 VLLM_X=2"
+    assert environment_of(speed_record()) == ""
 
 
 def test_a_failed_run_is_on_the_device_that_it_was_to_run_on():
@@ -160,7 +177,12 @@ class TestOneModelThroughTwoEngines:
 
 class TestLineage:
     def test_a_recorded_comparison_names_the_baseline(self, tmp_path: Path):
-        copy_runs(tmp_path, "demo/ppl-20261123T210622Z-*", "demo-rtn-int4-0ffffe92/*", "demo-absmax*/ppl-*")
+        copy_runs(
+            tmp_path,
+            "demo/ppl-20261123T210622Z-*",
+            "demo-rtn-int4-0ffffe92/*-20261123T*",
+            "demo-absmax*/ppl-*",
+        )
         records = [run.record for run in load_runs(tmp_path)[0]]
         scored = [record for record in records if record.kind == "ppl"]
         lineage = Lineage(records)

@@ -104,7 +104,7 @@ class TestPerplexity:
         ]
 
     def test_a_comparison_is_matched_by_what_it_compares(self, tmp_path: Path):
-        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*-20261123T*"
         old, new = copy_runs(tmp_path / "old", *runs), copy_runs(tmp_path / "new", *runs)
         found = compared(old, new)
         assert {c.metric.name for c in found.changes} == {"ppl", "delta_ln_ppl", "kl_nats", "top1_percent"}
@@ -113,7 +113,7 @@ class TestPerplexity:
 
 class TestWhichRunCounts:
     def test_of_a_comparison_that_was_scored_again_the_newest(self, tmp_path: Path):
-        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*-20261123T*"
         old, new = copy_runs(tmp_path / "old", *runs), copy_runs(tmp_path / "new", *runs)
         (first,) = new.glob("demo-rtn*/compare-*")
         kind, _, digest = first.name.split("-")
@@ -156,7 +156,7 @@ class TestWhichRunCounts:
         assert change(compared(old, new), "decode_tok_s").shift.value == pytest.approx(-0.2)
 
     def test_comparisons_with_other_baselines_are_apart_whatever_runs_are_chosen(self, tmp_path: Path):
-        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*-20261123T*"
         folder = copy_runs(tmp_path, *runs)
         every = load_runs(folder)[0]
         chosen = [run for run in every if run.record.run_id.startswith("demo-rtn")]
@@ -234,7 +234,7 @@ class TestSigned:
         ],
     )
     def test_it_changes_by_itself_and_not_by_a_share(self, tmp_path: Path, old, new, changed, shown):
-        runs = DEMO, "demo-rtn-int4-0ffffe92/*"
+        runs = DEMO, "demo-rtn-int4-0ffffe92/*-20261123T*"
         for name, ends in (("old", old), ("new", new)):
             copy_runs(tmp_path / name, *runs)
             (folder,) = (tmp_path / name).glob("demo-rtn*/compare-*")

@@ -18,7 +18,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "report.md"
 OF_ONE_NAME = (
     "demo/ppl-20261123T*", "demo/ppl-20261125T021112Z-*", "demo/compare-20261125T021424Z-*",
 )  # fmt: skip
-PAIR = ("demo/ppl-20261123T210622Z-*", "demo/quantize-20261123T210636Z-*", "demo-rtn-int4-0ffffe92/*")
+PAIR = (
+    "demo/ppl-20261123T210622Z-*",
+    "demo/quantize-20261123T210636Z-*",
+    "demo-rtn-int4-0ffffe92/*-20261123T*",
+)
 
 
 def tables(report: Report, anchor: str) -> list[Table[Any]]:
@@ -166,7 +170,7 @@ class TestPerplexity:
         )
 
     def test_a_baseline_that_is_not_there_is_told_from_one_of_its_name(self, tmp_path: Path):
-        copy_runs(tmp_path, "demo/ppl-20261123T213431Z-*", "demo/compare-*", PAIR[2])
+        copy_runs(tmp_path, "demo/ppl-20261123T213431Z-*", "demo/compare-20261125T*", PAIR[2])
         report = build_report([tmp_path])
         titles = [table.title for table in tables(report, "comparison")]
         assert len(set(titles)) == 2

@@ -21,7 +21,7 @@ from evalsuite.report.speed import (
     load_table,
     speed_table,
 )
-from evalsuite.report.speed_cell import Row, speed_order
+from evalsuite.report.speed_cell import Row, mode_pairs, speed_order
 from evalsuite.report.speed_plots import cache_curves, mode_bars
 
 MACHINE = Machine(platform="x", cpu="c", cpu_cores=1, ram_bytes=1, python="3.11", packages={})
@@ -87,6 +87,30 @@ def test_settings_that_do_not_vary_are_in_the_caption():
         "3 repeats",
     ):
         assert said in table.caption
+
+
+def under(one, machine=MACHINE, **changes):
+    return replace(one, record=one.record.model_copy(update={"machine": machine, **changes}))
+
+
+def test_what_some_cells_ran_under_is_said_of_these_alone():
+    told = MACHINE.model_copy(update={"environment": {"VLLM_X": "2"}})
+    table = speed_table([row(), under(row(size=8), told)])
+    assert column(table, "environment") == ["none", "A"]
+    assert "with" not in table.caption
+    assert "Environment A: VLLM_X=2." in table.caption
+    assert "with VLLM_X=2" in speed_table([under(row(), told)]).caption
+    assert "with" not in speed_table([row()]).caption
+
+
+def test_gpus_beside_tell_cells_apart_that_would_read_the_same():
+    alone, beside = row(100.0), under(row(90.0), beside=1)
+    assert column(speed_table([alone, beside]), "GPUs beside") == ["none", "1"]
+    assert "GPUs beside" not in [c.title for c in speed_table([alone, under(row(size=8), beside=1)]).columns]
+    assert "other GPUs measured at the same time: 1" in speed_table([beside]).caption
+    graphs = [row(200.0, eager=False), under(row(180.0, eager=False), beside=1)]
+    ((_, quiet),) = mode_pairs([alone, *graphs])
+    assert quiet is graphs[0]
 
 
 def test_numbers_are_rounded_by_their_uncertainty_and_carry_units():

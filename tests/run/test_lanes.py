@@ -60,16 +60,30 @@ def test_jobs_without_gpus_run_one_by_one():
     assert (log.began, log.most) == ([0, 1, 2, 3], 1)
 
 
-def test_a_job_is_told_what_else_is_busy():
-    told, both = {}, threading.Barrier(2)
+def test_both_of_two_jobs_hear_of_each_other_and_of_later_ones_when_they_ask_again():
+    told, both, third = {}, threading.Barrier(2), threading.Event()
 
-    def work(job, others):
+    def work(job, beside):
+        if job == "third":
+            third.set()
+            return
         both.wait(5)
-        told[job] = others
+        told[job] = [beside()]
+        both.wait(5)
+        if job == "long":
+            assert third.wait(5)
+            told[job] += [beside(), beside()]
 
-    run([Claim((0,), "a"), Claim((1,), "b")], work)
-    assert set(told.values()) <= {(), (0,), (1,)}
-    assert (0,) in told.values() or (1,) in told.values()
+    run([Claim((0,), "long"), Claim((1, 2), "short"), Claim((2,), "third")], work)
+    assert told["short"] == [(0,)]
+    assert told["long"][:2] == [(1, 2), (1, 2)]  # the third began while the short one's GPUs counted still
+    assert set(told["long"][2]) <= {2}
+
+
+def test_a_job_that_was_alone_hears_of_nobody():
+    told = []
+    run([Claim((0,), 1), Claim((0,), 2)], lambda job, beside: told.append(beside()))
+    assert told == [(), ()]
 
 
 def test_the_first_failure_ends_the_others_and_is_raised():

@@ -76,6 +76,14 @@ def test_another_environment_is_another_measurement(bench, monkeypatch):
     assert again.path == other.path
 
 
+def test_what_is_said_to_several_gpus_makes_no_other_measurement_of_one(bench, monkeypatch):
+    (one,) = bench.run(bench.cells(cache_sizes=(None,)))
+    told = one.record.machine.model_copy(update={"environment": {"NCCL_NVLS_ENABLE": "0"}})
+    monkeypatch.setattr(speed, "read_machine", lambda: told)
+    (again,) = bench.run(bench.cells(cache_sizes=(None,)))
+    assert again.path == one.path
+
+
 def test_resuming_what_never_began_is_refused(bench):
     with pytest.raises(ResumeMismatch, match="No cell"):
         bench.run(mode="resume")
@@ -215,7 +223,9 @@ def test_gpus_are_measured_at_once_and_memory_that_stays_is_noted(bench, monkeyp
     assert second["stamp_s"].min() < first["stamp_s"].max()
     notes = [f.record.warnings for f in found]
     assert ["GPU 1 held 1 GB more" in n for n in notes] == [False, True]
-    assert sum("measured at the same time" in " ".join(n) for n in notes) >= 1
+    assert ["GPU 1 was measured at the same time" in n for n in notes] == [True, False]
+    assert ["GPU 0 was measured at the same time" in n for n in notes] == [False, True]
+    assert [f.record.beside for f in found] == [1, 1]
 
 
 def test_a_cell_beside_another_process_says_so(bench, monkeypatch):
