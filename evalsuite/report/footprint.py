@@ -85,9 +85,9 @@ def _caption(record: Record, phases: Sequence[PhaseFootprint]) -> list[str]:
         lines.append(f"One prompt round of {result.input_len} tokens in, {result.output_len} out.")
     lines.append(
         f"GB = 10⁹ bytes. VRAM: the phase's peak, of {_devices(record)} and of the engine's process tree. "
-        "RSS and PSS: the tree's peak; RSS counts shared pages once for each process, PSS once. Page cache: what "
-        "of the weight files and expert files is resident at the end of the phase. Load begins with the "
-        "start of the engine's process."
+        "RSS and PSS: the tree's peak; RSS counts shared pages once for each process, PSS once. Page cache: "
+        "what of the weight files and expert files is resident at the end of the phase. Load begins with "
+        "the start of the engine's process."
     )
     lines += absences(telemetry)
     if any(p.pss_peak_bytes is None for p in phases) and "pss_bytes" not in telemetry.absent:

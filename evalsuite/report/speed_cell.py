@@ -115,7 +115,11 @@ SETTINGS = (
     Setting("routing", lambda r: r.routing, _routing_sentence),
     Setting("on", lambda r: r.device, "on {}".format),
     Setting("GPU", lambda r: "+".join(map(str, r.spec.serving.gpus)) or UNKNOWN, None),
-    Setting("tensor parallel", lambda r: str(r.spec.serving.tensor_parallel_size), None),
+    Setting(
+        "tensor parallel",
+        lambda r: str(r.spec.serving.tensor_parallel_size),
+        lambda ranks: "" if ranks == "1" else f"tensor parallel {ranks}",
+    ),
     Setting("concurrency", lambda r: str(r.spec.workload.concurrency), "concurrency {}".format),
     Setting("engine", lambda r: str(r.record.engaged.get("engine", "unknown")), "engine {}".format),
     Setting("dtype", lambda r: r.record.model.dtype if r.record.model else UNKNOWN, "{}".format),

@@ -171,7 +171,7 @@ class Book:
     def cache(self) -> Section:
         tables: list[AnyTable] = []
         pictures: list[Picture] = []
-        for rows in grouped(self._rows, lambda row: (_platform(row), row.model)):
+        for rows in grouped(self._rows, _cached_alike):
             if len({row.spec.serving.moe_expert_cache_size for row in rows}) > 1:
                 tables.append(cache_table(rows))
                 pictures += cache_pictures(self._gallery, [row for row in rows if not row.failed])
@@ -297,6 +297,10 @@ def _platform(row: Row) -> Hashable:
         row.device, row.record.machine.gpu_driver, row.several_gpus,
         workload.corpus, workload.input_len, workload.output_len,
     )  # fmt: skip
+
+
+def _cached_alike(row: Row) -> Hashable:
+    return _platform(row), row.model, row.spec.serving.tensor_parallel_size
 
 
 def _titled(table: AnyTable, where: str) -> AnyTable:
