@@ -3,6 +3,7 @@
 # matplotlib types its functions in part only
 # pyright: reportUnknownMemberType=false
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -123,7 +124,7 @@ def _label_ends(axes: Any, curves: Mapping[str, pd.DataFrame], low: float, high:
     places = spread([(value - low) / (high - low) for value, _ in ends], LABEL_HEIGHT)
     for (value, colour), place in zip(ends, places, strict=True):
         axes.annotate(
-            f"{value:.4g}",
+            f"{value:,.{max(0, 3 - int(math.log10(value)))}f}",
             (_last_window(curves), low + place * (high - low)),
             xytext=(5, 0),
             textcoords="offset points",

@@ -55,6 +55,7 @@ LABELS = (
     Column[Record]("mode", lambda r: str(r.engaged.get("mode", "")), label=True),
     Column[Record]("concurrency", lambda r: str(r.spec["workload"]["concurrency"]), label=True),
     Column[Record]("tensor parallel", lambda r: str(serving_of(r).tensor_parallel_size), label=True),
+    Column[Record]("GPUs beside", lambda r: str(r.beside or "—"), label=True),
     Column[Record]("on", device_of, label=True),
 )
 
