@@ -117,6 +117,10 @@ def quantization_error(
         return save_figure(figure, out)
 
 
+def _four_digits(value: float) -> str:
+    return f"{value:.{3 - int(math.log10(value))}f}" if 1 <= value < 9999 else f"{value:.4g}"
+
+
 def _label_ends(axes: Any, curves: Mapping[str, pd.DataFrame], low: float, high: float) -> None:
     """The last value beside each line, moved apart where lines end close to each other."""
     ends = [(float(frame["perplexity"].to_numpy()[-1]), colour) for frame, colour in _coloured(curves)]
@@ -124,7 +128,7 @@ def _label_ends(axes: Any, curves: Mapping[str, pd.DataFrame], low: float, high:
     places = spread([(value - low) / (high - low) for value, _ in ends], LABEL_HEIGHT)
     for (value, colour), place in zip(ends, places, strict=True):
         axes.annotate(
-            f"{value:,.{max(0, 3 - int(math.log10(value)))}f}",
+            _four_digits(value),
             (_last_window(curves), low + place * (high - low)),
             xytext=(5, 0),
             textcoords="offset points",
