@@ -3,6 +3,7 @@
 # matplotlib types its functions in part only
 # pyright: reportUnknownMemberType=false
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,12 +70,14 @@ def _panels(samples: pd.DataFrame, telemetry: Telemetry) -> list[tuple[str, list
         return Line(label, samples[column] if column in samples else pd.Series(np.nan, samples.index))
 
     def growth(label: str, column: str) -> Line:
-        values = line(label, column).values
+        """Up to the end of the last phase: what ends then takes its counts along, or hands them on."""
+        values = line(label, column).values.where(samples["t_s"] <= measured_s)
         return Line(label, values - values.dropna().iloc[0] if values.notna().any() else values)
 
     def why(*columns: str) -> str:
         return next((telemetry.absent[c] for c in columns if c in telemetry.absent), "nothing was read")
 
+    measured_s = max((phase.stop_s for phase in telemetry.phases), default=math.inf)
     cached = [c for c in samples.columns if c.startswith("page_cache_")]
     disk = [c for c in samples.columns if c.startswith("disk_expert")]
     gpus = sum(c.startswith("gpu") and c.endswith("_used_bytes") for c in samples.columns)
