@@ -10,8 +10,9 @@ Quantities, each summed over the tree:
 - ``major_faults``: page faults that waited for a disk.
 
 The last three count from the birth of each process. The kernel adds the traffic of a process that has ended
-to that of the parent that waited for it (``/proc/PID/io`` in proc(5)), and it is counted there from then on;
-of an orphan, and of faults, what came between the last reading and its end is not seen.
+to that of the parent that waited for it (``/proc/PID/io`` in proc(5)), and it is counted there from then on.
+Of an orphan, and of faults, what came between the last reading and its end is not seen. Where a parent that
+lives on has not waited, or ended at the same moment, as much of what comes later is missing as the child had.
 """
 
 import sys
