@@ -160,7 +160,7 @@ def _tables(tokens: Sequence[Token]) -> tuple[str, list[_Table]]:
                 if inside == "heading_open":
                     title, heading = title or text, text
                 elif inside == "paragraph_open":
-                    before = token.content.splitlines()[-1]
+                    before = (token.content.splitlines() or [""])[-1]  # a lone U+00A0 is a paragraph
                 elif rows:
                     rows[-1].append(text)
             case "table_close":

@@ -135,6 +135,10 @@ def test_whatever_number_stands_in_a_card_the_draft_loads(label: str, cells: tup
     assert len(Claims.model_validate(tomllib.loads(found.text)).claim) == found.claims >= 1
 
 
+def test_a_paragraph_of_white_space_is_no_heading():
+    assert draft("\xa0\n\n| Model | Speed |\n| - | - |\n| x | 5 tok/s |\n", "card").claims == 1
+
+
 @given(title=CELL, label=CELL, cell=CELL, number=st.integers(1, 10**6), name=CELL)
 def test_whatever_stands_in_a_card_the_draft_loads(title: str, label: str, cell: str, number: int, name: str):
     card = (
