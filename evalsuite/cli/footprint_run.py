@@ -62,7 +62,7 @@ def show(screen: Screen, folder: Path, record: Record) -> list[PhaseFootprint]:
     samples = load_samples(folder)
     phases = by_phase(samples, record.telemetry.phases)
     table = phase_table(record, phases)
-    screen.table(replace(table, title=f"{table.title}: {what(record)}"))
+    screen.table(replace(table, title=f"{table.title}: {what(record).removeprefix('footprint, ')}"))
     screen.table(memory_table(record))
     screen.note(f"record: {folder}")
     result = record.results if isinstance(record.results, FootprintResult) else None

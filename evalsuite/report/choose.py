@@ -54,6 +54,7 @@ def speed_condition(record: Record) -> Hashable:
         device_of(record),
         record.machine.gpu_driver,
         environment_of(record),
+        record.beside > 0,
         canonical_json(packages),
     )
 
@@ -103,8 +104,8 @@ def devices_of(record: Record) -> int:
 def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     """Of the runs of one spec on one kind of device, the newest; one that succeeded before one that did not.
 
-    One that shared its GPU stands between them, and one beside other GPUs at work stands for itself. Of
-    perplexities that were scored alike, the newest too, though their specs say it in other words.
+    One that shared its GPU stands between them, and after it one that had other GPUs at work beside its own.
+    Of perplexities that were scored alike, the newest too, though their specs say it in other words.
 
     Args:
         runs: newest first.
@@ -113,8 +114,7 @@ def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
     found: dict[Hashable, StoredRun] = {}
     for run in runs:
         record = run.record
-        apart = device_of(record), environment_of(record), record.beside > 0
-        key = (record.kind, record.spec_hash, *apart)
+        key = (record.kind, record.spec_hash, device_of(record), environment_of(record))
         if key not in found or _rank(record) > _rank(found[key].record):
             found[key] = run
     best = {run.record.run_id for run in found.values()}
@@ -126,7 +126,7 @@ def newest(runs: Iterable[StoredRun]) -> list[StoredRun]:
 
 
 def _rank(record: Record) -> int:
-    return (record.status == "ok") + bears_witness(record)
+    return (record.status == "ok") + bears_witness(record) + (bears_witness(record) and not record.beside)
 
 
 def stand_ins(runs: Sequence[StoredRun], chosen: Sequence[StoredRun]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from evalsuite.report.claims import Claim, Subject
 # what random weights of the same geometry can answer for; not the speed of an expert cache, whose hits are
 # those of the experts that real weights choose
 DUMMY_SERVES = frozenset({"speed", "vram", "expert_buffer"})
+# what several devices together make another number, which no card means without saying so
+OF_ONE_DEVICE = frozenset({"speed", "load", "vram", "host_ram"})
 # conditions that pick a number inside a record, or that no record has
 INSIDE = frozenset({"windows", "component", "phase", "hit_rate", "flag", "argument", "vllm"})
 
@@ -79,7 +81,7 @@ def differs(claim: Claim, record: Record) -> str | None:
         named = key == "gpu" and found is not None and _words(stated) <= _words(found)
         if found != stated and not named:
             return f"{key} {'unknown' if found is None else found}, not {stated}"
-    if (devices := devices_of(record)) > 1:
+    if (devices := devices_of(record)) > 1 and claim.metric in OF_ONE_DEVICE:
         return f"over {devices} GPUs"
     variables = environment_of(record)
     return f"with {variables}" if variables else None

@@ -175,7 +175,8 @@ def _measured(claim: Claim, found: Sequence[Evidence], notes: tuple[str, ...]) -
     one = number if claim.low is None else 0.0  # of a range there is no such number
     ratio = f", {nearest.number / one:.3g} times the claim" if one else ""
     dummy = "; with dummy weights of the same geometry" if nearest.dummy else ""
-    others = [f"{item.quantity} {in_unit(item.number, claim)}" for item in found if item is not nearest]
+    shown = dict.fromkeys(f"{item.quantity} {in_unit(item.number, claim)}" for item in found)
+    others = [text for text in shown if text != f"{nearest.quantity} {in_unit(nearest.number, claim)}"]
     also = f"; also {', '.join(others[:3])}" if others else ""
     return Judged(
         claim,

@@ -143,7 +143,7 @@ def plan_table(cells: Sequence[PlannedCell], device: str) -> Table[PlannedCell]:
         [column for column in shown if any(column.get(cell) != NOT_MEASURED for cell in cells)],
         cells,
         (f"All: {', '.join(shared)}. " if shared else "")
-        + "Nothing was loaded. Needs: weights and requests on the device, derived from configurations, for "
+        + "Nothing was loaded. Needs: weights and requests on each device, derived from configurations, for "
         f"{device}; vLLM reserves more, all of its share of a GPU. Times are those of the forward passes "
         "alone at this machine's measured copy bandwidth or matrix rate, so loading, compiling and all "
         "that falls short of a bound come on top"

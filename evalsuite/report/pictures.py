@@ -98,7 +98,7 @@ def speed_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
     found: Pictures = ()
     if not rows:
         return found
-    where = rows[0].device
+    where = rows[0].place
     if mode_pairs(rows):
         caption = f"{_ratios(rows)} Means over repeats; lines: bounds by measured bandwidth."
         found += gallery.draw(
@@ -125,8 +125,8 @@ def _point(row: Row, rows: Sequence[Row]) -> Point | None:
     weights = engine_numbers(row.record).weights_bytes
     if weights is None:
         return None
-    speed, several = row.result.decode_tokens_per_s, row.spec.serving.tensor_parallel_size
-    parts = [row.model, row.mode] + [f"tensor parallel {several}"] * (several > 1) + cache_words(row, rows)
+    speed = row.result.decode_tokens_per_s
+    parts = [row.model, row.mode, *cache_words(row, rows)]
     return Point(", ".join(parts), slots(row.spec), weights, speed.mean, speed.low, speed.high)
 
 
@@ -141,7 +141,7 @@ def _ratios(rows: Sequence[Row]) -> str:
 
 def cache_pictures(gallery: Gallery, rows: Sequence[Row]) -> Pictures:
     """Speed and hit rate against the cache size, of one model's cells that succeeded."""
-    model, found = rows[0].model, ()
+    model, found = f"{rows[0].model}{rows[0].place.removeprefix(rows[0].device)}", ()
     rows = [row for line in grouped(rows, _line) if len({slots(r.spec) for r in line}) > 1 for row in line]
     if len({row.spec.serving.moe_expert_cache_size for row in rows}) > 1:
         caption = (

@@ -31,7 +31,8 @@ def runs_table(records: Sequence[Record]) -> Table[Record]:
     )
     return Table(
         "Runs", labels, records,
-        "A commit with + had changes that were not committed. A run's folder in the results has its name; "
+        "A commit with + had changes that were not committed; a dash: it ran from a copy without a "
+        "history. A run's folder in the results has its name; "
         f"its record holds everything else. {shared}",
     )  # fmt: skip
 

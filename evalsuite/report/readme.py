@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evalsuite.core.errors import StorageError
 from evalsuite.core.record import PerplexityResult, Record
-from evalsuite.report.choose import newest
+from evalsuite.report.choose import devices_of, newest
 from evalsuite.report.claimed_speed import claimed_speed_table, one_sequence
 from evalsuite.report.claims import load_claims
 from evalsuite.report.perplexity import runs_table
@@ -38,6 +38,11 @@ def speed_cells(runs: Sequence[StoredRun], models: Sequence[str]) -> list[Row]:
     return sorted(cells, key=speed_order)
 
 
+def _several(record: Record) -> bool:
+    """Whether more than one GPU was at work, on this cell or on others beside it."""
+    return devices_of(record) > 1 or record.beside > 0
+
+
 def _of(runs: Sequence[StoredRun], kind: str, models: Sequence[str]) -> list[Record]:
     """Records of this kind, model by model; the newest of those of one spec on one kind of device."""
     records = [run.record for run in newest(runs) if run.record.kind == kind]
@@ -61,8 +66,9 @@ def render(text: str, results: Path, project: Path) -> str:
         elif mark[2] == "perplexity":
             table = runs_table(whole_runs(runs, models)).to_markdown()
         else:
-            rows = [row for row in speed_cells(runs, models) if row.several_gpus == (mark[2] == "gpus")]
-            table = speed_table(rows).to_markdown()
+            several = mark[2] == "gpus"
+            cells = [run for run in runs if run.record.kind == "speed" and _several(run.record) == several]
+            table = speed_table(speed_cells(cells, models)).to_markdown()
         return f"{mark[1]}{table}\n{mark[4]}"
 
     return MARKED.sub(renewed, text)

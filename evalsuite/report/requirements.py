@@ -20,7 +20,7 @@ from evalsuite.experts.predict import (
     predict,
     uniform_routing,
 )
-from evalsuite.report.choose import device_of
+from evalsuite.report.choose import device_of, devices_of
 from evalsuite.report.perplexity import plus_minus
 from evalsuite.report.speed import ENDINGS
 from evalsuite.report.speed_cell import routing_words
@@ -120,8 +120,9 @@ def _gpu(row: Need) -> str:
 def _memory(row: Need) -> Cell:
     if row.gpu:
         return Cell(f"{row.gpu.memory_bytes / 1e9:.1f}", "claimed")
-    gpus = row.run.machine.gpus if row.run else ()
-    return Cell(f"{gpus[0].memory_bytes / 1e9:.1f}") if gpus else NOT_MEASURED
+    if row.run is None or not row.run.machine.gpus:
+        return NOT_MEASURED
+    return Cell(f"{devices_of(row.run) * row.run.machine.gpus[0].memory_bytes / 1e9:.1f}")
 
 
 def _weights(row: Need) -> Cell:

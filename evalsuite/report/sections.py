@@ -61,6 +61,12 @@ def load_folders(
 
 def nothing_there(folders: Sequence[Path], models: Sequence[str], warnings: Sequence[str]) -> UsageError:
     of = f" of {' or '.join(models)}" if models else ""
+    of_a_model = next((folder for folder in folders if any(folder.glob("*/run.json"))), None)
+    if of_a_model is not None:
+        return UsageError(
+            f"{of_a_model} holds the runs of one model, and no folder for each model.",
+            todo=f"give {of_a_model.resolve().parent} with --model {of_a_model.resolve().name}.",
+        )
     return UsageError(
         f"{', '.join(map(str, folders))} holds no finished run{of} that can be read.",
         cause="; ".join(warnings),

@@ -113,7 +113,7 @@ def device_table(rows: Sequence[Row]) -> Table[list[Row]] | None:
     for row in rows:
         serving = row.spec.serving.model_copy(update={"gpus": ()})
         by_cell.setdefault(row.spec.model_copy(update={"serving": serving}).model_dump_json(), []).append(row)
-    skipped = ("on", "GPU")
+    skipped = ("on", "GPU", "GPUs beside")
     settings = [
         s
         for s in settings_for(rows)
@@ -123,7 +123,8 @@ def device_table(rows: Sequence[Row]) -> Table[list[Row]] | None:
     def speed(device: str) -> Callable[[list[Row]], Cell | str]:
         def get(cell: list[Row]) -> Cell | str:
             found = [row for row in cell if row.device == device]
-            return _pm(found[0].result.decode_tokens_per_s) if found else NOT_MEASURED
+            quiet = min(found, key=lambda row: row.record.beside, default=None)
+            return NOT_MEASURED if quiet is None else _pm(quiet.result.decode_tokens_per_s)
 
         return get
 

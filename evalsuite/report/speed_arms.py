@@ -80,7 +80,7 @@ def cache_table(rows: Sequence[Row]) -> Table[Row]:
     dummy = any(row.spec.serving.load_format == "dummy" for row in rows)
     compared = any(agreement_cell(row) != NOT_MEASURED for row in ordered)
     return Table(
-        f"Expert cache: {ordered[0].model}, {ordered[0].device}",
+        f"Expert cache: {ordered[0].model}, {ordered[0].place}",
         shown,
         ordered,
         f"Cache: experts of each layer on the device{of}. {shared} Hits: every distinct expert of a decoding "
@@ -120,8 +120,8 @@ def modes_table(pairs: Sequence[Modes]) -> Table[Modes]:
             Column[Modes]("graphs reached", lambda p: share_cell(p.graphs), "%"),
         ],
         pairs,
-        f"Decode speed of one sequence. {shared.replace('eager, ', '')} Everything else of a pair is equal. "
-        "The ratio's ± takes the two intervals as independent.",
+        f"Decode speed of one sequence. {shared.replace('eager, ', '')} All else that was asked for is "
+        "equal. The ratio's ± takes the two intervals as independent.",
         lambda p: (p.eager.record.run_id, p.graphs.record.run_id),
     )
 

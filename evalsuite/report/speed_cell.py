@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
 from typing import Any
 
 from evalsuite.core.record import Record
@@ -65,9 +64,10 @@ class Row:
         return device_of(self.record)
 
     @property
-    def several_gpus(self) -> bool:
-        """Whether more than one GPU of the machine was at work, on this cell or on others beside it."""
-        return self.spec.serving.tensor_parallel_size > 1 or self.record.beside > 0
+    def place(self) -> str:
+        """The device, and how many of them."""
+        ranks = self.spec.serving.tensor_parallel_size
+        return self.device + f", tensor parallel {ranks}" * (ranks > 1)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ SETTINGS = (
     ),
     Setting("repeats", lambda r: str(r.spec.workload.repeats), "{} repeats".format),
 )
-ONLY_TO_TELL_APART = ("GPUs beside", "GPU", "repeats")  # columns where rows would otherwise read the same
+ONLY_TO_TELL_APART = ("GPU", "repeats")  # columns where rows would otherwise read the same
 
 
 def speed_order(row: Row) -> tuple[Any, ...]:
@@ -169,9 +169,13 @@ def settings_of(rows: Sequence[Row]) -> tuple[list[Column[Row]], str]:
     columns = [Column[Row](s.title, s.get, label=True) for s in varying if s != ENVIRONMENT]
     legend = ""
     if ENVIRONMENT in varying:  # too long for a column
-        letters = dict(zip(sorted(values[ENVIRONMENT.title] - {NONE}), ascii_uppercase, strict=False))
+        told = sorted(values[ENVIRONMENT.title] - {NONE})
+        letters = {variables: f"E{number}" for number, variables in enumerate(told, 1)}
         columns.append(Column("environment", lambda r: letters.get(ENVIRONMENT.get(r), NONE), label=True))
-        legend = "".join(f" Environment {letter}: {told}." for told, letter in letters.items())
+        legend = " Environment: what libraries were told that counts with as many GPUs; " + ", ".join(
+            f"{letter}: {variables}" for variables, letter in letters.items()
+        )
+        legend += "."
     columns = columns or [Column[Row]("model", lambda r: r.model, label=True)]
     shared = [
         s.sentence(" or ".join(sorted(values[s.title])))
@@ -195,6 +199,12 @@ def mode_pairs(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
             + row.spec.model_copy(update={"serving": serving}).model_dump_json()
         )
 
-    quiet_last = sorted(rows, key=lambda row: -row.record.beside)
-    graphs = {key(row): row for row in quiet_last if not row.spec.serving.enforce_eager}
-    return [(row, graphs[key(row)]) for row in rows if row.spec.serving.enforce_eager and key(row) in graphs]
+    graphs: dict[str, list[Row]] = {}
+    for row in rows:
+        if not row.spec.serving.enforce_eager:
+            graphs.setdefault(key(row), []).append(row)
+    return [
+        (row, min(graphs[key(row)], key=lambda other: abs(other.record.beside - row.record.beside)))
+        for row in rows
+        if row.spec.serving.enforce_eager and key(row) in graphs
+    ]

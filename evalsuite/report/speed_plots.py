@@ -150,7 +150,8 @@ def cache_words(row: Row, rows: Sequence[Row]) -> list[str]:
 
 def _on_one_device(rows: Sequence[Row]) -> str:
     """For a title; empty where there are several, which the labels name then."""
-    return f", {rows[0].device}" if len({row.device for row in rows}) == 1 else ""
+    places, devices = ({getattr(row, name) for row in rows} for name in ("place", "device"))
+    return f", {(places if len(places) == 1 else devices).pop()}" if len(devices) == 1 else ""
 
 
 def _pair_name(row: Row, rows: Sequence[Row]) -> str:

@@ -1,6 +1,6 @@
 """From a sweep's records to the rows of its table: verdicts, and tokens held against the uncached arm."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from evalsuite.core.agreement import token_agreement
@@ -38,20 +38,20 @@ def speed_rows(finished: Sequence[StoredRun], unread: list[str] | None = None) -
 
 
 def rows_of_other_devices(store: RunStore, rows: Sequence[Row]) -> list[Row]:
-    """The newest finished runs of the same cells on other devices, whatever their index."""
+    """The newest of the quietest finished runs of the same cells on other devices, whatever their index."""
     wanted = {_without_gpus(row.spec) for row in rows}
-    seen = {(_without_gpus(row.spec), row.device) for row in rows}
-    found: list[Row] = []
+    there = {(_without_gpus(row.spec), row.device) for row in rows}
+    found: dict[Hashable, Row] = {}
     for slug in dict.fromkeys(row.record.run_id.partition("/")[0] for row in rows):
         for path in store.finished("speed", slug):
             row = Row(load_record(path))
             if row.record.status != "ok":
                 continue
             key = _without_gpus(row.spec), row.device
-            if key[0] in wanted and key not in seen:
-                seen.add(key)
-                found.append(row)
-    return found
+            if key[0] in wanted and key not in there:
+                quieter = key in found and row.record.beside < found[key].record.beside
+                found[key] = row if quieter else found.get(key, row)
+    return list(found.values())
 
 
 def _verdict(result: SpeedResult, graphs_over_eager: float | None) -> str:

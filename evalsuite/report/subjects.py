@@ -157,8 +157,7 @@ class Book:
         pictures: list[Picture] = []
         for rows in grouped(self._rows, _platform):
             workload = rows[0].spec.workload
-            where = f"{rows[0].device}, {workload.input_len:,} in, {workload.output_len:,} out"
-            where += ", several GPUs at work" * rows[0].several_gpus
+            where = f"{rows[0].place}, {workload.input_len:,} in, {workload.output_len:,} out"
             finished = [row for row in rows if not row.failed]
             tables.append(_titled(generation_table(rows), where))
             if finished:
@@ -171,7 +170,7 @@ class Book:
     def cache(self) -> Section:
         tables: list[AnyTable] = []
         pictures: list[Picture] = []
-        for rows in grouped(self._rows, _cached_alike):
+        for rows in grouped(self._rows, lambda row: (_platform(row), row.model)):
             if len({row.spec.serving.moe_expert_cache_size for row in rows}) > 1:
                 tables.append(cache_table(rows))
                 pictures += cache_pictures(self._gallery, [row for row in rows if not row.failed])
@@ -179,7 +178,8 @@ class Book:
 
     def modes(self) -> Section:
         groups = [found for rows in grouped(self._rows, _platform) if (found := modes_of(rows))]
-        return Section("modes", "Eager mode and CUDA graphs", tuple(modes_table(group) for group in groups))
+        tables = tuple(_titled(modes_table(group), group[0].eager.place) for group in groups)
+        return Section("modes", "Eager mode and CUDA graphs", tables)
 
     def memory(self) -> Section:
         by_id = {run.record.run_id: run for run in self._cells}
@@ -208,14 +208,19 @@ class Book:
                 self._gallery.warnings.append(f"no phases of {run.record.run_id}: {error.what}")
                 continue
             phases = by_phase(samples, run.record.telemetry.phases)
-            tables.append(_titled(phase_table(run.record, phases), what(run.record)))
+            said = what(run.record).removeprefix("footprint, ")
+            tables.append(_titled(phase_table(run.record, phases), said))
         return Section("memory", "Memory", tuple(tables), tuple(pictures))
 
     def requirements(self) -> Section:
         tables: list[AnyTable] = []
         served = [row.record for row in self._rows] or [run.record for run in self._footprints]
         for runs in grouped(served, model_of):
-            on_gpus = [run for run in runs if run.machine.gpus and run.spec["workload"]["concurrency"] == 1]
+            on_gpus = [
+                run
+                for run in runs
+                if run.machine.gpus and run.spec["workload"]["concurrency"] == 1 and not run.beside
+            ]
             folder, facts = _folder(runs[0]), runs[0].model
             if folder is None or facts is None or facts.parameters * LEAST_BYTES < SMALL_BYTES:
                 continue
@@ -291,16 +296,9 @@ def _load_s(run: StoredRun) -> float:
 
 
 def _platform(row: Row) -> Hashable:
-    """Equal for cells of one table: device, how many, and lengths; what else differs is a column."""
+    """Equal for cells of one table: devices, engine and lengths; what else differs is a column."""
     workload = row.spec.workload
-    return (
-        row.device, row.record.machine.gpu_driver, row.several_gpus,
-        workload.corpus, workload.input_len, workload.output_len,
-    )  # fmt: skip
-
-
-def _cached_alike(row: Row) -> Hashable:
-    return _platform(row), row.model, row.spec.serving.tensor_parallel_size
+    return row.place, row.record.machine.gpu_driver, workload.corpus, workload.input_len, workload.output_len
 
 
 def _titled(table: AnyTable, where: str) -> AnyTable:

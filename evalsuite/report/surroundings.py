@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from evalsuite.core.record import Record
-from evalsuite.report.choose import model_of
+from evalsuite.report.choose import devices_of, model_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def _facts(record: Record) -> dict[str, str]:
         "platform": machine.platform,
         "Python": machine.python,
         **machine.packages,
-        **machine.environment,
+        "other GPUs at work beside": str(record.beside or "none"),
+        **machine.variables(devices_of(record)),
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -48,6 +48,7 @@ from vllm_cpu.tiny_moe import write_tiny_moe  # noqa: E402
 from evalsuite.engines.vllm_plugin import client, register  # noqa: E402
 from evalsuite.engines.vllm_plugin.layers import CachedExperts  # noqa: E402
 from evalsuite.experts.policy import make_policy  # noqa: E402
+from evalsuite.telemetry.machine import read_machine  # noqa: E402
 
 EXPERTS, TOP_K, VOCABULARY = 256, 8, 512
 SIZES = [1, TOP_K, 64, 128]
@@ -306,6 +307,7 @@ def faulty(row: dict[str, Any], tolerance_nats: float) -> bool:
 def summary(rows: list[dict[str, Any]], began: float) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "machine": read_machine().model_dump(mode="json"),
         "seconds": time.perf_counter() - began,
         "faults": sum(row["faulty"] for row in rows),
         "rows": rows,

@@ -47,10 +47,15 @@ def test_a_run_that_succeeded_stands_before_a_newer_one_that_did_not():
     assert [r.record.status for r in newest(runs(failed))] == ["oom"]
 
 
-def test_a_run_beside_other_gpus_at_work_takes_no_other_ones_place():
-    alone = speed_record()
-    beside = speed_record(stamp="20261102T000000Z", beside=1)
-    assert [r.record for r in newest(runs(beside, alone))] == [beside, alone]
+def test_a_run_beside_other_gpus_at_work_stands_behind_one_that_was_alone():
+    alone, beside = speed_record(), speed_record(stamp="20261102T000000Z", beside=1)
+    assert [r.record for r in newest(runs(beside, alone))] == [alone]
+    assert [r.record for r in newest(runs(beside))] == [beside]
+    failed = speed_record(status="oom", stamp="20261103T000000Z")
+    assert [r.record for r in newest(runs(failed, beside))] == [beside]
+    late = speed_record(status="oom", stamp="20261031T000000Z", beside=1)
+    assert [r.record for r in newest(runs(alone, late))] == [alone]
+    assert speed_condition(alone) != speed_condition(beside)
 
 
 def test_what_is_said_to_several_gpus_is_no_condition_of_one():

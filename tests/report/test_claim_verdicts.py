@@ -177,6 +177,17 @@ def perplexity(value: float, corpus: str = "wikitext-2", cache: int | None = Non
     return record(spec, result, protocol=golden.protocol, text=text)
 
 
+def test_what_two_gpus_did_together_is_no_speed_of_one_and_the_same_perplexity():
+    claims = small(claim("a", value=23.6, **ON_PRO))
+    judged = one(claims, speed(24, tensor_parallel_size=2))
+    assert judged.verdict == "not measured"
+    assert "measured under other conditions: over 2 GPUs" in judged.why
+    run = perplexity(6.6)
+    shared = run.model_copy(update={"spec": run.spec | {"tensor_parallel_size": 2}})
+    said = small(claim("a", "perplexity", 6.6, "", windows=1155, text="wikitext-2"))
+    assert one(said, shared).verdict == "holds"
+
+
 def test_perplexity_is_compared_over_the_same_windows_of_the_same_text():
     def said(value: float, windows: int, **keys: Any) -> Claims:
         return small(claim("a", "perplexity", value, "", windows=windows, text="wikitext-2", **keys))

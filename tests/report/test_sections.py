@@ -51,6 +51,12 @@ class TestBadInput:
         with pytest.raises(UsageError, match="holds no finished run that can be read"):
             build_report([tmp_path])
 
+    def test_a_folder_of_one_model(self, tmp_path: Path):
+        store(tmp_path, speed_record("a"))
+        with pytest.raises(UsageError, match="holds the runs of one model") as refused:
+            build_report([tmp_path / "a"])
+        assert refused.value.todo == f"give {tmp_path} with --model a."
+
     def test_no_folder(self, tmp_path: Path):
         with pytest.raises(UsageError, match="There is no folder"):
             build_report([tmp_path / "none"])

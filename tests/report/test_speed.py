@@ -96,21 +96,33 @@ def under(one, machine=MACHINE, **changes):
 def test_what_some_cells_ran_under_is_said_of_these_alone():
     told = MACHINE.model_copy(update={"environment": {"VLLM_X": "2"}})
     table = speed_table([row(), under(row(size=8), told)])
-    assert column(table, "environment") == ["none", "A"]
-    assert "with" not in table.caption
-    assert "Environment A: VLLM_X=2." in table.caption
+    assert column(table, "environment") == ["none", "E1"]
+    assert "with VLLM" not in table.caption
+    assert "; E1: VLLM_X=2." in table.caption
     assert "with VLLM_X=2" in speed_table([under(row(), told)]).caption
     assert "with" not in speed_table([row()]).caption
 
 
-def test_gpus_beside_tell_cells_apart_that_would_read_the_same():
+def test_gpus_beside_are_said_of_the_cells_that_had_them():
     alone, beside = row(100.0), under(row(90.0), beside=1)
     assert column(speed_table([alone, beside]), "GPUs beside") == ["none", "1"]
-    assert "GPUs beside" not in [c.title for c in speed_table([alone, under(row(size=8), beside=1)]).columns]
+    assert column(speed_table([alone, under(row(size=8), beside=1)]), "GPUs beside") == ["none", "1"]
     assert "other GPUs measured at the same time: 1" in speed_table([beside]).caption
-    graphs = [row(200.0, eager=False), under(row(180.0, eager=False), beside=1)]
-    ((_, quiet),) = mode_pairs([alone, *graphs])
-    assert quiet is graphs[0]
+    assert "same time" not in speed_table([alone]).caption
+
+
+def test_eager_and_graphs_are_paired_with_as_much_beside_them_where_there_is_such_a_pair():
+    eager = row(10.0), under(row(9.0), beside=1)
+    graphs = row(200.0, eager=False), under(row(100.0, eager=False), beside=1)
+    assert mode_pairs([*eager, *graphs]) == [(eager[0], graphs[0]), (eager[1], graphs[1])]
+    assert mode_pairs([eager[0], graphs[1]]) == [(eager[0], graphs[1])]
+
+
+def test_across_gpus_a_number_is_of_the_quiet_cell():
+    cells = [row(100.0), under(row(150.0, device="H200"), beside=1), row(225.0, device="H200")]
+    table = device_table(cells)
+    assert column(table, "H200")[0].startswith("225")
+    assert [c.title for c in table.columns] == ["model", "H100", "H200"]
 
 
 def test_numbers_are_rounded_by_their_uncertainty_and_carry_units():
