@@ -10,7 +10,7 @@ from evalsuite.core.spec import FootprintSpec
 from evalsuite.core.speed import FootprintResult
 from evalsuite.data.corpora import load_corpus
 from evalsuite.data.models import find_checkpoint
-from evalsuite.report.footprint import absences, memory_table, phase_table, vram_numbers
+from evalsuite.report.footprint import absences, computed_where, memory_table, phase_table, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.report.naming import what
 from evalsuite.run.footprint import Footprint, run_footprint
@@ -67,7 +67,7 @@ def show(screen: Screen, folder: Path, record: Record) -> list[PhaseFootprint]:
     screen.note(f"record: {folder}")
     result = record.results if isinstance(record.results, FootprintResult) else None
     name = record.model.name if record.model else str(record.spec["model"])
-    where = f"{record.model.computed} ({record.model.device_name})" if record.model else record.status
+    where = computed_where(record)
     pictures = [
         over_time(
             samples, record.telemetry, f"{name}: memory and disk over time\n{what(record)}",

@@ -70,6 +70,14 @@ def _name(record: Record) -> str:
     return record.model.name if record.model else str(record.spec["model"])
 
 
+def computed_where(record: Record) -> str:
+    """In what arithmetic and on what it ran, for a caption; of a run that failed, how it ended."""
+    if record.model is None:
+        return record.status
+    count, name = devices_of(record), record.model.device_name
+    return f"{record.model.computed} ({name if count == 1 else f'{count} × {name}, together'})"
+
+
 def _devices(record: Record) -> str:
     count = devices_of(record)
     return "the whole device" if count == 1 else f"{count} whole devices together"
@@ -80,7 +88,7 @@ def _caption(record: Record, phases: Sequence[PhaseFootprint]) -> list[str]:
     assert telemetry is not None
     lines: list[str] = []
     if record.model is not None:
-        lines.append(f"{record.model.computed} ({record.model.device_name}); {record.model.stored}.")
+        lines.append(f"{computed_where(record)}; {record.model.stored}.")
     if isinstance(result, FootprintResult):
         lines.append(f"One prompt round of {result.input_len} tokens in, {result.output_len} out.")
     lines.append(

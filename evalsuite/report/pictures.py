@@ -9,7 +9,7 @@ from evalsuite.core.speed import FootprintResult
 from evalsuite.report.apart import names_apart
 from evalsuite.report.cache_plots import hit_rates
 from evalsuite.report.choose import Lineage, grouped, model_of
-from evalsuite.report.footprint import absences, vram_numbers
+from evalsuite.report.footprint import absences, computed_where, vram_numbers
 from evalsuite.report.footprint_plots import over_time, vram_bars
 from evalsuite.report.gallery import Gallery, Picture
 from evalsuite.report.naming import what
@@ -225,7 +225,7 @@ def memory_pictures(gallery: Gallery, run: StoredRun) -> Pictures:
     record, name = run.record, model_of(run.record)
     telemetry = record.telemetry
     assert telemetry is not None
-    where = f"{record.model.computed} ({record.model.device_name})" if record.model else record.status
+    where = computed_where(record)
 
     def draw(caption: str, out: Path) -> list[Path]:
         title = f"{name}: memory and disk over time\n{what(record)}"
