@@ -95,7 +95,11 @@ def mode_bars(rows: Sequence[Row], caption: str, out: Path) -> list[Path]:
                 axes.barh(
                     place + offset, speed.mean, 0.36, color=COLOURS[colour], label=None if place else name
                 )
-                axes.text(speed.mean, place + offset, f" {speed.mean:.3g}", va="center", fontsize=9)
+                axes.annotate(
+                    f"{speed.mean:.3g}", (speed.mean, place + offset), xytext=(4, 0),
+                    textcoords="offset points", va="center", fontsize=9, zorder=4,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+                )  # fmt: skip
             if bound := pair[1].result.bound:
                 axes.plot(
                     [bound.tokens_per_s] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.6,
