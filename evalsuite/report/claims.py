@@ -284,7 +284,8 @@ def load_claims(path: Path) -> Claims:
         raise UsageError(
             f"{path} cannot be read.",
             cause=str(error.strerror),
-            todo="give the path of a claims file; `hlwq-eval check --init CARD.md --out FILE` drafts one.",
+            todo="give the path of a claims file, which counts from the current folder in an experiment file "
+            "too; `hlwq-eval check --init CARD.md --out FILE` drafts one.",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML.", cause=str(error)) from error
