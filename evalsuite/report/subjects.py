@@ -216,11 +216,8 @@ class Book:
         tables: list[AnyTable] = []
         served = [row.record for row in self._rows] or [run.record for run in self._footprints]
         for runs in grouped(served, model_of):
-            on_gpus = [
-                run
-                for run in runs
-                if run.machine.gpus and run.spec["workload"]["concurrency"] == 1 and not run.beside
-            ]
+            on_gpus = [run for run in runs if run.machine.gpus and run.spec["workload"]["concurrency"] == 1]
+            on_gpus = [run for run in on_gpus if not run.beside] or on_gpus
             folder, facts = _folder(runs[0]), runs[0].model
             if folder is None or facts is None or facts.parameters * LEAST_BYTES < SMALL_BYTES:
                 continue
