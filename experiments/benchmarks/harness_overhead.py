@@ -86,15 +86,11 @@ def ours(model: str, serving: Serving, options: argparse.Namespace) -> list[floa
     return times[options.warmups :]
 
 
-def main() -> None:
-    """Measure, print, and write the latencies and ratios."""
-    parser = argparse.ArgumentParser(description="Our harness against vllm bench latency.")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The model, the workload, and how often it is repeated."""
     parser.add_argument("model")
-    parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--gpu", type=int)
-    parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--concurrency", type=int, default=1)
@@ -102,6 +98,15 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--out", type=Path)
+
+
+def main() -> None:
+    """Measure, print, and write the latencies and ratios."""
+    parser = argparse.ArgumentParser(description="Our harness against vllm bench latency.")
+    add_flags(parser)
+    parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-model-len", type=int)
     options = parser.parse_args()
     serving = Serving(
         engine="vllm", load_format=options.load_format, dtype=options.dtype, enforce_eager=options.eager,

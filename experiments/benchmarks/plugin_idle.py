@@ -11,10 +11,9 @@ t-interval. It holds 1 where the plugin costs nothing.
 import argparse
 import json
 import os
-from pathlib import Path
 
 import numpy as np
-from harness_overhead import theirs
+from harness_overhead import add_flags, theirs
 
 from evalsuite.core.spec import Serving
 from evalsuite.core.stats import t_interval
@@ -29,16 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--gpu", type=int)
-    parser.add_argument("--input-len", type=int, default=64)
-    parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--concurrency", type=int, default=1)
-    parser.add_argument("--warmups", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--out", type=Path)
+    add_flags(parser)
+    parser.set_defaults(output_len=64, warmups=2, iterations=8, pairs=4)
     options = parser.parse_args()
     if PLUGINS in os.environ:
         parser.error(f"{PLUGINS} is set: unset it, so that vLLM loads the plugins that are installed")

@@ -1,14 +1,11 @@
 """The vLLM engine as a scorer: the real vLLM on the CPU against torch and against its own log-probabilities."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from vllm_cpu.present import ENVIRONMENT, needs_vllm
+from vllm_cpu.present import ENVIRONMENT, needs_vllm, run_two_ranks
 
 from engines import tiny
 from evalsuite.core.errors import MeasurementError, NonFiniteScore, OutOfMemory
@@ -204,18 +201,8 @@ def test_a_head_that_is_more_than_a_projection_is_refused(scorer, monkeypatch):
 
 @pytest.mark.slow
 def test_a_head_shared_out_over_two_ranks(tmp_path):
-    """Tensor parallelism over two CPU processes, in a process of its own, whose children import it again."""
     folder = tiny.write(tiny.qwen3_moe(), tmp_path / "moe")
-    program = Path(__file__).resolve().parents[1] / "vllm_cpu" / "two_ranks.py"
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder), str(tmp_path)],
-        env=os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "0|0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_two_ranks("two_ranks.py", folder, tmp_path)
     with tiny.scorer(folder) as loaded:
         expected = loaded.score([TokenWindow(0, np.arange(60), 20), TokenWindow(1, np.arange(100, 140), 1)])
         weight = loaded._head.weight

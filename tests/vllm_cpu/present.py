@@ -1,6 +1,10 @@
 """Whether the real vLLM can be tested here, and the environment in which it is."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from vllm_cpu.install import obstacle
@@ -12,3 +16,19 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 needs_vllm = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+def run_two_ranks(program: str, *arguments: object) -> None:
+    """A program of this folder, with tensor parallelism over two CPU processes.
+
+    In a process of its own, whose children import it again.
+    """
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(program)), *map(str, arguments)],
+        env=os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "0|0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

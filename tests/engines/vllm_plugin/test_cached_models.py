@@ -4,33 +4,30 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from vllm_cpu.cached import AT_ONCE, EXPERTS, KINDS, ONE_AT_A_TIME, PROMPTS, TOP_K, geometry
-from vllm_cpu.install import obstacle
+from vllm_cpu.present import ENVIRONMENT, needs_vllm, run_two_ranks
 from vllm_cpu.tiny_moe import write_tiny_moe
 
 from evalsuite.experts.policy import make_policy
 
-MISSING = obstacle() or (None if find_spec("vllm") else "tests/vllm_cpu/install.py was not run")
 TESTS = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": "",
+ONE_PROCESS = ENVIRONMENT | {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "",
     "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
 }  # fmt: skip
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+pytestmark = [pytest.mark.slow, needs_vllm]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("cached") / "result.json"
     command = [sys.executable, str(TESTS / "vllm_cpu" / "cached.py"), str(out)]
-    run = subprocess.run(command, env=os.environ | ENVIRONMENT, check=False, capture_output=True, text=True)
+    run = subprocess.run(command, env=os.environ | ONE_PROCESS, check=False, capture_output=True, text=True)
     assert out.exists(), run.stderr[-5000:]
     return json.loads(out.read_text())
 
@@ -168,18 +165,9 @@ def logprobs(answers):
 
 
 def test_two_ranks_count_the_bytes_of_both(tmp_path):
-    """Tensor parallelism over two CPU processes, in a process of its own, whose children import it again."""
     folder = write_tiny_moe(tmp_path / "moe", int4=False, intermediate=128)
-    program, out = TESTS / "vllm_cpu" / "two_cached_ranks.py", tmp_path / "found.json"
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder), str(out)],
-        env=os.environ | ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "0|0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "found.json"
+    run_two_ranks("two_cached_ranks.py", folder, out)
     many, few = json.loads(out.read_text())
     assert few["tokens"] == many["tokens"]
     for found, size in ((many, 8), (few, 2)):
