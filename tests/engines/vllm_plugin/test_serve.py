@@ -15,14 +15,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from vllm_cpu.present import ENVIRONMENT, needs_vllm
 from vllm_cpu.tiny_moe import write_tiny_moe
-
-from tests.engines.vllm_plugin.test_cached_models import ENVIRONMENT, MISSING
 
 CLIENTS, TOKENS = 16, 16
 START_S = 300
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=str(MISSING))]
+pytestmark = [pytest.mark.slow, needs_vllm]
 
 
 def test_sixteen_clients_and_a_clean_end(tmp_path, demo_folder):
@@ -38,7 +37,7 @@ def test_sixteen_clients_and_a_clean_end(tmp_path, demo_folder):
     ]  # fmt: skip
     environment = os.environ | ENVIRONMENT
     for name in ("VLLM_PLUGINS", "VLLM_ENABLE_V1_MULTIPROCESSING"):  # as users have it
-        environment.pop(name)
+        environment.pop(name, None)
     environment |= {"TMPDIR": str(scratch), "HLWQ_EVAL_CACHE": str(tmp_path / "experts")}
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
